@@ -1,15 +1,21 @@
 """The typed form of every key in configs/, and the checks that need more than one key.
 
-The numbers live in the YAML files; the dataclasses hold types only. Hydra composes the files, OmegaConf merges them into these
+The numbers live in the YAML files; the dataclasses hold types only. Hydra composes the files and merges them into these
 classes (an unknown key or a wrong type stops there), and the code receives plain dataclass instances.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from omegaconf import MISSING
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+T = TypeVar("T")
+_ABSENT = object()
 
 
 @dataclass
@@ -126,15 +132,33 @@ class SplitConfig:
 
 @dataclass
 class DataConfig:
+    """Where the data lie and how they are split: shared by prepare, train and evaluate."""
+
     root: str = MISSING  # folder that holds the data sets as downloaded
     splits: str = MISSING  # folder of the split files that prepare_data.py writes
     cache: str = MISSING  # folder of unpacked volumes
-    datasets: list[str] = MISSING  # names, or "train" for every set that the paper trains on
     split: SplitConfig = field(default_factory=SplitConfig)
     prompts: str = MISSING  # canonical | paper
+
+
+@dataclass
+class TrainDataConfig(DataConfig):
+    datasets: Any = MISSING  # a name, a list of names, or train: every set that the paper trains on
     absent_concepts: int = MISSING  # prompts per training image that name something not in it
     max_queries: int = MISSING  # prompts per training image, at most
     weights: Any = MISSING  # size | sqrt | uniform | {name: weight}
+    workers: int = MISSING  # data loading processes per rank
+
+
+@dataclass
+class EvaluationConfig:
+    """How predictions become masks and numbers; the same in validation and in evaluate.py."""
+
+    score_threshold: float = MISSING  # a best mask below this score counts as empty; 0: always keep it (paper)
+    resolve_overlaps: bool = MISSING  # exclusive concepts: pixel-wise highest confidence (paper, section 4.2)
+    queries_per_pass: int = MISSING  # prompts per forward pass on one image
+    images: int | None = MISSING  # images per data set; null: all
+    overlays: int = MISSING  # pictures per data set
     workers: int = MISSING
 
 
@@ -144,10 +168,9 @@ class TrainerConfig:
     images_per_process: int = MISSING
     accumulation_steps: int = MISSING
     bf16: bool = MISSING  # autocast on GPUs; no effect on CPU
-    max_steps: int | None = MISSING  # stop early after so many optimizer steps
+    max_steps: int | None = MISSING  # stop after so many optimizer steps
     log_every_steps: int = MISSING
-    overlays: int = MISSING  # pictures per validation
-    validation_images: int | None = MISSING  # images per data set in validation; null: all
+    save_every_steps: int | None = MISSING  # extra `last` checkpoints within an epoch
 
 
 @dataclass
@@ -157,15 +180,137 @@ class WandbConfig:
 
 
 @dataclass
-class TrainConfig:
+class RunConfig:
+    """Keys that every script has."""
+
     name: str = MISSING
     output_root: str = MISSING
     output_dir: str = MISSING
     device: str = MISSING  # auto | cpu | cuda
     seed: int = MISSING
+
+
+@dataclass
+class TrainConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: TrainDataConfig = field(default_factory=TrainDataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class EvaluateConfig(RunConfig):
+    split: Any = MISSING  # internal | external | train | val, or a list of data set names
+    checkpoint: str = MISSING
+    baseline: str | None = MISSING  # results.json of another checkpoint, shown beside this one
+    image_size: int = MISSING
+    bf16: bool = MISSING
+    allow_training_rows: bool = MISSING  # evaluate on rows that the checkpoint was trained on
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+LEGAL: dict[str, tuple[str, ...]] = {
+    "device": ("auto", "cpu", "cuda"),
+    "loss.variant": ("paper", "sam3", "box_only"),
+    "data.prompts": ("canonical", "paper"),
+    "data.split.by": ("image", "group"),
+    "wandb.mode": ("auto", "online", "offline", "off"),
+}
+POSITIVE = (
+    "model.image_size",
+    "data.max_queries",
+    "trainer.epochs",
+    "trainer.max_steps",
+    "trainer.images_per_process",
+    "trainer.accumulation_steps",
+    "trainer.log_every_steps",
+    "trainer.save_every_steps",
+    "optim.clip_norm",
+    "evaluation.queries_per_pass",
+    "evaluation.images",
+    "image_size",
+)
+
+
+def register_schemas() -> None:
+    """Make the classes known to Hydra, so that configs/*.yaml are checked while they are composed."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def typed(config: DictConfig, schema: type[T]) -> T:
+    """The composed configuration as an instance of its dataclass, after all checks.
+
+    Raises:
+        ValueError: a key has no value, or values do not go together; names the key, the value and the legal ones.
+    """
+    try:
+        result = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{getattr(error, 'full_key', error)}: no value given") from error
+    assert isinstance(result, schema)
+    check(result)
+    return result
+
+
+def check(config: Any) -> None:
+    """Checks that need more than a type: see `typed`."""
+    for key, legal in LEGAL.items():
+        value = _lookup(config, key)
+        if value is not _ABSENT and value not in legal:
+            raise ValueError(f"{key}={value!r}: must be one of {', '.join(legal)}")
+    for key in POSITIVE:
+        value = _lookup(config, key)
+        if value is not _ABSENT and value is not None and value <= 0:
+            raise ValueError(f"{key}={value}: must be greater than 0")
+    fraction = _lookup(config, "data.split.train_fraction")
+    if fraction is not _ABSENT and not 0 < fraction < 1:
+        raise ValueError(f"data.split.train_fraction={fraction}: must lie between 0 and 1")
+    if isinstance(config, TrainConfig):
+        _check_training(config)
+
+
+def _check_training(config: TrainConfig) -> None:
+    weights = config.data.weights
+    if isinstance(weights, str) and weights not in ("size", "sqrt", "uniform"):
+        raise ValueError(f"data.weights={weights!r}: must be size, sqrt, uniform or a mapping of data set to weight")
+    parts = [f.name for f in dataclasses.fields(LearningRates)]
+    for part in config.optim.schedule.constant_parts:
+        if part not in parts:
+            raise ValueError(f"optim.schedule.constant_parts: {part!r} is not one of {', '.join(parts)}")
+    if config.data.absent_concepts and config.data.max_queries <= config.data.absent_concepts:
+        raise ValueError(
+            f"data.max_queries={config.data.max_queries} leaves no room for a present concept beside "
+            f"data.absent_concepts={config.data.absent_concepts}: raise it to {config.data.absent_concepts + 1} or more"
+        )
+    if config.model.one_to_many_queries is False and config.loss.one_to_many.weight:
+        raise ValueError(
+            f"model.one_to_many_queries=false with loss.one_to_many.weight={config.loss.one_to_many.weight}: "
+            "set the weight to 0 or switch the branch on"
+        )
+
+
+def _lookup(config: Any, dotted_key: str) -> Any:
+    value = config
+    for name in dotted_key.split("."):
+        if not hasattr(value, name):
+            return _ABSENT
+        value = getattr(value, name)
+    return value
+
+
+def differing_keys(stored: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: stored -> current" for all leaves that differ."""
+    lines: list[str] = []
+    for key in sorted(stored.keys() | current.keys(), key=str):
+        old, new = stored.get(key, "(absent)"), current.get(key, "(absent)")
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differing_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} -> {new}")
+    return lines

@@ -1,0 +1,53 @@
+"""How every script starts: Hydra's composition, and errors that are one message instead of a traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from medsam3 import config
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Run a script's Hydra entry point; what a user can cause ends in one message and exit status 2.
+
+    MEDSAM3_TRACEBACK=1 in the environment shows the traceback all the same.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then hands its errors on instead of printing them
+    try:
+        main()
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("MEDSAM3_TRACEBACK") == "1":
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def explain(error: BaseException) -> str:
+    """The message of an error, with the legal keys where Hydra or OmegaConf complain of an unknown one."""
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    text = f"{error}" if cause is None else f"{error}\n{cause}"
+    found = re.search(r"Key '([^']*)' not in '(\w+)'", text)
+    owner = getattr(config, found.group(2), None) if found else None
+    if found is None or not dataclasses.is_dataclass(owner):
+        lines = [line for line in text.splitlines() if not line.lstrip().startswith(("reference_type", "object_type"))]
+        return "\n".join(line for line in lines if "Config search path" not in line and "provider=" not in line)
+    full_key = re.search(r"full_key: (\S+)", text)
+    legal = [f.name for f in dataclasses.fields(owner)]
+    close = difflib.get_close_matches(found.group(1), legal, 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    where = f" ({text.splitlines()[0].split(':')[0]})" if text.startswith("In '") else ""
+    return (
+        f"unknown key {full_key.group(1) if full_key else found.group(1)}{where}.{hint} Legal here: {', '.join(legal)}"
+    )
