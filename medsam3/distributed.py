@@ -55,13 +55,15 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / world_size()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank if the flag is set on one, so that all ranks stop together."""
-    if not active():
-        return flag
-    count = torch.tensor(int(flag), device=device)
-    dist.all_reduce(count)
-    return bool(count.item())
+def select_device(name: str) -> torch.device:
+    """The device of this rank: `auto` takes a GPU if there is one."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch sees no GPU; use device=cpu or device=auto")
+    device = torch.device("cuda", local_rank())
+    torch.cuda.set_device(device)
+    return device
 
 
 def barrier() -> None:
@@ -76,12 +78,3 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def from_main(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    if not active():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
