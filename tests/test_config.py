@@ -1,0 +1,107 @@
+"""The configuration: the paper's numbers, and errors that name the key and the legal values."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from medsam3.command_line import explain
+from medsam3.config import EvaluateConfig, TrainConfig, differing_keys, register_schemas, typed
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
+register_schemas()
+
+
+def load(*overrides: str, name: str = "train"):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return typed(compose(name, list(overrides)), TrainConfig if name == "train" else EvaluateConfig)
+
+
+def error_of(*overrides: str) -> str:
+    with pytest.raises((HydraException, ValueError)) as caught:
+        load(*overrides)
+    return explain(caught.value)
+
+
+def test_full_finetune_has_every_number_of_table_2():
+    loss = load("experiment=full_finetune").loss
+    assert (loss.matcher.class_cost, loss.matcher.box_cost, loss.matcher.giou_cost) == (2.0, 5.0, 2.0)
+    assert (loss.matcher.alpha, loss.matcher.gamma) == (0.25, 2.0)
+    assert (loss.one_to_many.top_k, loss.one_to_many.threshold) == (4, 0.4)
+    assert (loss.one_to_many.alpha, loss.one_to_many.weight) == (0.3, 2.0)
+    assert (loss.find.class_weight, loss.find.presence_weight) == (20.0, 20.0)
+    assert (loss.find.alpha, loss.find.gamma, loss.find.positive_weight) == (0.25, 2.0, 10.0)
+    assert (loss.find.padded_queries, loss.find.box_weight, loss.find.giou_weight) == (200, 5.0, 2.0)
+    assert (loss.semantic.alpha, loss.semantic.gamma) == (0.6, 2.0)
+    assert (loss.semantic.focal_weight, loss.semantic.dice_weight, loss.semantic.presence_weight) == (20.0, 30.0, 1.0)
+    assert loss.variant == "paper"
+
+
+def test_full_finetune_has_every_number_of_section_4():
+    config = load("experiment=full_finetune")
+    rates = config.optim.lr
+    assert (rates.decoder, rates.mask_head, rates.scoring) == (3e-4, 3e-4, 3e-4)
+    assert (rates.vision, rates.text, rates.geometry) == (5e-5, 5e-5, 1e-4)
+    assert config.optim.betas == [0.9, 0.999] and config.optim.layer_decay == 0.85
+    assert config.trainer.epochs == 10 and config.model.image_size == 1008
+    assert (config.data.split.train_fraction, config.data.split.seed, config.data.split.by) == (0.85, 42, "image")
+    assert config.model.checkpoint == "facebook/sam3" and config.data.datasets == "train"
+
+
+def test_recommended_supervises_masks_asks_for_absent_concepts_and_keeps_patients_together():
+    config = load("experiment=recommended")
+    assert config.loss.variant == "sam3" and config.data.split.by == "group" and config.data.absent_concepts > 0
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_under_its_own_name(experiment):
+    config = load(f"experiment={experiment}")
+    assert config.name == experiment and config.output_dir == f"runs/{experiment}"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("modle.image_size=224", ["modle", "Did you mean model?", "loss"]),
+        ("model.imagesize=224", ["model.imagesize", "Did you mean image_size?", "checkpoint"]),
+        ("optim.lr.foo=1", ["optim.lr.foo", "decoder, mask_head, scoring"]),
+        ("seed=many", ["seed", "many", "Integer"]),
+        ("experiment=nope", ["experiment/nope", *EXPERIMENTS]),
+        ("loss.variant=sam2", ["loss.variant='sam2'", "paper, sam3, box_only"]),
+        ("data.split.by=patient", ["data.split.by='patient'", "image, group"]),
+        ("data.split.train_fraction=85", ["data.split.train_fraction=85", "between 0 and 1"]),
+        ("data.weights=log", ["data.weights='log'", "size, sqrt, uniform"]),
+        ("trainer.epochs=0", ["trainer.epochs=0", "greater than 0"]),
+        ("optim.schedule.constant_parts=[backbone]", ["'backbone'", "vision, text, geometry"]),
+        ("model.one_to_many_queries=false", ["model.one_to_many_queries", "loss.one_to_many.weight"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_legal_values(override, expected):
+    message = error_of(override)
+    for part in expected:
+        assert part in message
+    assert "Config search path" not in message and "reference_type" not in message
+
+
+def test_absent_prompts_that_leave_no_room_for_present_ones_are_refused():
+    assert "data.max_queries=2" in error_of("data.absent_concepts=2", "data.max_queries=2")
+
+
+def test_differing_keys_name_the_leaf_and_both_values():
+    stored = {"seed": 1, "loss": {"variant": "paper", "find": {"alpha": 0.25}}, "old": 1}
+    current = {"seed": 1, "loss": {"variant": "sam3", "find": {"alpha": 0.25}}}
+    assert differing_keys(stored, current) == ["loss.variant: paper -> sam3", "old: 1 -> (absent)"]
+
+
+def test_a_script_ends_with_one_message_and_status_2(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "loss.variant=sam2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: loss.variant='sam2': must be one of paper, sam3, box_only" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
