@@ -26,20 +26,10 @@ from medsam3.losses import LossResult, SetPredictionLoss, ensure_finite
 from medsam3.training_model import BranchOutput, DetectorOutput
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = (
-    "aux_layers_o2m",
-    "aux_o2m_matcher_on_aux",
-    "duplicate_boxes",
-    "many_objects",
-    "mixed_empty_batch",
-    "more_objects_than_queries",
-    "more_objects_than_topk",
-    "no_object",
-    "no_seg",
-    "one_object",
-    "semantic_presence_on",
-    "tiny_boxes",
-)
+CASES = """
+    aux_layers_o2m aux_o2m_matcher_on_aux duplicate_boxes many_objects mixed_empty_batch more_objects_than_queries
+    more_objects_than_topk no_object no_seg one_object semantic_presence_on tiny_boxes
+""".split()
 VARIANTS = {"paper": "paper", "sam3": "meta_seg", "box_only": "box_only"}  # ours -> the reference values' name
 TERMS = {  # ours -> the reference values' name
     "class": "loss_ce",
@@ -223,6 +213,7 @@ def test_a_batch_without_targets_has_finite_gradients_at_every_input(variant: st
     result = SetPredictionLoss(loss_config(variant))(output, targets)
     ensure_finite(result, targets.sample_ids)
     assert result.terms.get("semantic_presence", 0.0) == 0.0
+    assert not any(value.requires_grad for value in result.terms.values())
     result.total.backward()
     for name, leaf in leaves.items():
         supervised = variant == "sam3" or ("masks" not in name and (variant == "paper" or name != "semantic"))
@@ -300,13 +291,6 @@ def test_losses_are_float32_under_autocast() -> None:
         assert value.item() == exact.terms[name].item(), name
 
 
-def test_terms_are_detached() -> None:
-    _, output, targets = random_batch([2, 1])
-    result = SetPredictionLoss(loss_config("sam3"))(output, targets)
-    assert result.total.requires_grad
-    assert not any(value.requires_grad for value in result.terms.values())
-
-
 @pytest.mark.parametrize("half", ["one_to_one", "one_to_many"])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_predictions_that_are_not_finite_are_refused_with_the_sample(half: str, layer: int) -> None:
@@ -326,11 +310,6 @@ def test_a_loss_that_is_not_finite_is_refused_with_samples_and_terms() -> None:
         ensure_finite(result, targets.sample_ids)
     assert "semantic_focal, semantic_dice." in str(error.value)
     assert "giou" not in str(error.value)
-
-
-def test_a_finite_loss_passes() -> None:
-    _, output, targets = random_batch([1, 2])
-    ensure_finite(SetPredictionLoss(loss_config("sam3"))(output, targets), targets.sample_ids)
 
 
 def test_unknown_variant_is_refused_with_the_legal_ones() -> None:
