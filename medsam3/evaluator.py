@@ -5,13 +5,13 @@ Each rank takes every n-th image; the results of all ranks are sorted, so that t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -19,9 +19,25 @@ from tqdm import tqdm
 from medsam3 import distributed
 from medsam3.config import EvaluateConfig, EvaluationConfig
 from medsam3.data.corpus import Corpus, ImageRows, open_corpus
+from medsam3.data.spec import load_specs
 from medsam3.metrics import Mask, dice, iou
+from medsam3.model import load_sam3
 from medsam3.predictor import ImagePredictor, Prediction
-from medsam3.report import QueryResult, Score, overlay, summarise
+from medsam3.report import (
+    QueryResult,
+    Score,
+    overlay,
+    prompt_table,
+    read_baseline,
+    results_csv,
+    results_json,
+    score_table,
+    summarise,
+    writable_folder,
+    write_atomically,
+)
+from medsam3.training_model import Sam3ForTraining
+from medsam3.training_record import refuse_training_rows
 
 MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
 
@@ -190,7 +206,40 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if distributed.is_main():
             titles = {name: spec.title for name, spec in corpus.specs.items()}
             table = score_table(evaluation.scores, titles, baseline)
-            write_evaluation(folder, evaluation, config, table, missing)
-            say(f"\n{table}\nwritten to {folder}")
+            write_atomically(folder / "table.md", table)
+            write_atomically(folder / "results.json", results_json(config.checkpoint, config.split, evaluation.scores))
+            write_evaluation(folder, evaluation)
+            say(f"\n{table}\nresults.csv, results.json, table.md, prompts.md and overlays/ lie in {folder}")
         distributed.barrier()
         return evaluation
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write results.csv, prompts.md and overlays/*.png."""
+    write_atomically(folder / "results.csv", results_csv(evaluation.results))
+    write_atomically(folder / "prompts.md", prompt_table(evaluation.prompt_dice))
+    (folder / "overlays").mkdir(exist_ok=True)
+    for name, picture in evaluation.overlays.items():
+        picture.save(folder / "overlays" / name)
+
+
+def _parts_of_split(config: EvaluateConfig) -> tuple[dict[str, str], list[str]]:
+    """The part to evaluate of each prepared data set of a split, and the data sets that are not prepared."""
+    use = {"train": "train", "val": "train", "internal": "internal", "external": "external"}
+    named = [config.split] if isinstance(config.split, str) else list(config.split)
+    if len(named) == 1 and named[0] in use:
+        specs = load_specs(use[named[0]])
+    else:
+        specs = load_specs(named)
+    prepared = {name for name in specs if split_file(config.data.splits, name).exists()}
+    if not prepared:
+        raise ValueError(
+            f"split={config.split}: none of its data sets is prepared in data.splits={config.data.splits}; "
+            f"run python scripts/prepare_data.py dataset={named[0]}"
+        )
+    parts = {}
+    for name in specs:
+        if name in prepared:
+            external = specs[name].used_for == ("external",)
+            parts[name] = "external" if external else "train" if named == ["train"] else "val"
+    return parts, [name for name in specs if name not in prepared]

@@ -161,6 +161,19 @@ def score_table(
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def prompt_table(prompt_dice: dict[str, dict[tuple[str, str], float]]) -> str:
+    """Markdown, one table per data set: mean Dice of what each prompt (row) returned against each truth (column)."""
+    parts = []
+    for name, matrix in prompt_dice.items():
+        concepts = sorted({prompt for prompt, _ in matrix})
+        lines = [[f"{name}: prompt \\ truth", *concepts], ["---", *["---:"] * len(concepts)]]
+        for prompt in concepts:
+            cells = [matrix.get((prompt, truth)) for truth in concepts]
+            lines.append([prompt, *("" if value is None else f"{value:.3f}" for value in cells)])
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+    return "\n".join(parts)
+
+
 def _cells(score: Score, baseline: Score | None) -> list[str]:
     if baseline is None:
         return [f"{100 * score.dice:.1f}", f"{100 * score.iou:.1f}", str(score.queries), str(score.images)]

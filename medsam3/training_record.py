@@ -1,0 +1,58 @@
+"""What a model was trained on: written beside every `best` model, and read before it is evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medsam3.data.corpus import Corpus
+from medsam3.report import write_atomically
+
+RECORD_FILE = "training.json"
+
+
+def write_record(folder: Path, corpus: Corpus, config: dict[str, Any]) -> None:
+    """Write the data sets, the hash of their split files, and the configuration."""
+    record = {
+        "split_by": corpus.split_by,
+        "splits": {name: corpus.split_hash(name) for name in corpus.specs},
+        "config": config,
+    }
+    write_atomically(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def refuse_training_rows(checkpoint: str, corpus: Corpus, parts: dict[str, str]) -> None:
+    """Stop an evaluation on rows that the checkpoint has seen in training.
+
+    A checkpoint without a record (Meta's, or one converted from elsewhere) passes.
+
+    Raises:
+        ValueError: a data set is asked for by its training part, or was split differently in training.
+    """
+    record = _read_record(Path(checkpoint))
+    if record is None:
+        return
+    for name, part in parts.items():
+        if name not in record["splits"]:
+            continue
+        reason = ""
+        if part != "val":
+            reason = f"its part {part!r} was trained on"
+        elif record["split_by"] != corpus.split_by:
+            reason = f"it was split by {record['split_by']} in training and is split by {corpus.split_by} now"
+        elif record["splits"][name] != corpus.split_hash(name):
+            reason = f"its split file {corpus.split_file(name)} is not the one used in training (other hash)"
+        if reason:
+            raise ValueError(
+                f"checkpoint={checkpoint} was trained on {name}: {reason}, so the numbers would not be honest. "
+                "Use the same split (data.split.by, data.splits), or say allow_training_rows=true"
+            )
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any] | None:
+    for path in (checkpoint / RECORD_FILE, checkpoint / "best" / RECORD_FILE, checkpoint.parent / "best" / RECORD_FILE):
+        if path.is_file():
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return content
+    return None
