@@ -1,0 +1,97 @@
+"""Which mask files belong to which image file: both patterns must capture the same texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsam3.data.mask_coding import Key
+from medsam3.data.patterns import FilePattern, list_files
+from medsam3.data.reader import Problem
+from medsam3.data.spec import DatasetSpec
+
+MISSING_MASK = ("error", "exclude", "absent", "unlabelled")
+MaskFiles = tuple[tuple[Key, tuple[str, ...]], ...]  # (key of concepts or None, files relative to the root)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file and its mask files, as relative paths; `id` joins all placeholders of the image pattern by "/"."""
+
+    id: str
+    image: str
+    masks: MaskFiles
+
+
+def check_missing_mask(value: str) -> None:
+    """Raises a ValueError if `value` is none of MISSING_MASK."""
+    if value not in MISSING_MASK:
+        raise ValueError(f"options.missing_mask={value!r}: must be one of {', '.join(MISSING_MASK)}")
+
+
+def pair_files(spec: DatasetSpec, root: Path, missing_mask: str) -> tuple[list[Pair], list[Problem]]:
+    """Pair the image and mask files below `root` by the patterns of the spec.
+
+    A file that fits both an image and a mask pattern is a mask, unless the two patterns are the same text.
+
+    Args:
+        missing_mask: what an image without a mask file means. error: a problem; exclude: left out, listed; absent: the
+            concept is not in the image; unlabelled: the concept is not annotated there (an image without any is left out).
+
+    Returns:
+        The pairs, and a problem for each image or mask file without a partner.
+    """
+    image_patterns = [FilePattern(text) for text in spec.images]
+    mask_patterns = {key: [FilePattern(text) for text in texts] for key, texts in spec.mask_patterns().items()}
+    files = list_files(root, [*image_patterns, *(p for patterns in mask_patterns.values() for p in patterns)])
+    index = {key: [_by_capture(pattern, files) for pattern in patterns] for key, patterns in mask_patterns.items()}
+    claimed = {
+        path
+        for key, patterns in mask_patterns.items()
+        for pattern, captures in zip(patterns, index[key], strict=True)
+        if pattern.text not in spec.images
+        for paths in captures.values()
+        for path in paths
+    }
+    pairs: list[Pair] = []
+    problems: list[Problem] = []
+    used: set[str] = set()
+    for path in files:
+        captured = next((c for p in image_patterns if (c := p.match(path)) is not None), None)
+        if captured is None or path in claimed:
+            continue
+        item_id = "/".join(captured.values())
+        masks = tuple((key, _masks_of(captured, mask_patterns[key], index[key])) for key in mask_patterns)
+        used.update(mask for _, paths in masks for mask in paths)
+        kept = masks if missing_mask != "unlabelled" else tuple((key, paths) for key, paths in masks if paths)
+        missing = not kept or (missing_mask in ("error", "exclude") and any(not paths for _, paths in kept))
+        if missing:
+            problems.append(Problem(item_id, f"{path}: image without mask", expected=missing_mask != "error"))
+        else:
+            pairs.append(Pair(item_id, path, kept))
+    problems += [Problem(path, "mask without image") for path in sorted(claimed - used)]
+    return pairs, problems
+
+
+Captures = tuple[tuple[str, str], ...]
+
+
+def _by_capture(pattern: FilePattern, files: list[str]) -> dict[Captures, list[str]]:
+    result: dict[Captures, list[str]] = {}
+    for path in files:
+        captured = pattern.match(path)
+        if captured is not None:
+            result.setdefault(tuple(sorted(captured.items())), []).append(path)
+    return result
+
+
+def _masks_of(
+    captured: dict[str, str], patterns: list[FilePattern], index: list[dict[Captures, list[str]]]
+) -> tuple[str, ...]:
+    """Files of all patterns whose placeholders have the image's values, in the patterns' order, each file once."""
+    found: dict[str, None] = {}
+    for pattern, by_capture in zip(patterns, index, strict=True):
+        if set(pattern.names) <= set(captured):
+            wanted = tuple(sorted((name, captured[name]) for name in pattern.names))
+            found.update(dict.fromkeys(by_capture.get(wanted, ())))
+    return tuple(found)

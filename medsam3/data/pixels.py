@@ -1,0 +1,100 @@
+"""Pixels of image and mask files, decoded by Pillow.
+
+EXIF orientation is applied neither to images nor to masks: annotations are drawn on the stored pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
+WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
+Range = tuple[float, float]
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width from the header of an image file.
+
+    Raises:
+        ValueError: the file cannot be opened.
+    """
+    try:
+        with Image.open(path) as file:
+            return file.height, file.width
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+
+
+def read_image(path: Path, window: Range | None = None, percentiles: Range | None = None) -> NDArray[np.uint8]:
+    """An image as [H, W, 3] uint8; grey values are repeated, an alpha channel is dropped.
+
+    Args:
+        window, percentiles: for images of more than 8 bits, see `to_8_bit`.
+
+    Raises:
+        ValueError: the file cannot be read, or has more than 8 bits and neither window nor percentiles are given.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode not in WIDE_MODES:
+                return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
+            values = np.asarray(file)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    return grey_to_rgb(to_8_bit(values, window, percentiles, str(path)))
+
+
+def read_mask(path: Path) -> NDArray[Any]:
+    """A mask file as it is stored: [H, W] values or palette indices, or [H, W, 3] uint8 where it is in colour.
+
+    A 1-bit file gives 0 and 255, so that it survives a threshold meant for 8 bits. An alpha channel is dropped.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode in ("L", "P", "RGB", *WIDE_MODES):
+                return np.asarray(file)
+            return np.asarray(file.convert("L" if file.mode in ("1", "LA", "La") else "RGB"))
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: BaseException) -> ValueError:
+    """The error for a file that cannot be read, naming it and the reason."""
+    reason = getattr(error, "strerror", None) or error
+    return ValueError(f"{path}: cannot be read ({reason})")
+
+
+def grey_to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W] -> [H, W, 3]."""
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def to_8_bit(values: NDArray[Any], window: Range | None, percentiles: Range | None, where: str) -> NDArray[np.uint8]:
+    """Any numbers as 0..255: linear between the ends of `window`, or between two percentiles of the values themselves.
+
+    8-bit values without a window stay as they are.
+
+    Raises:
+        ValueError: wider values and neither window nor percentiles; NaN or infinite values.
+    """
+    if window is None and percentiles is None:
+        if values.dtype == np.uint8:
+            return values
+        raise ValueError(
+            f"{where}: {values.dtype} values {values.min()} to {values.max()}: set options.window [low, high] or "
+            "options.percentiles [low, high] to show them in 8 bits"
+        )
+    floats = values.astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise ValueError(f"{where}: holds NaN or infinite values")
+    low, high = window if window is not None else np.percentile(floats, percentiles or ())
+    scaled = (floats - low) * (255.0 / max(high - low, 1e-6))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

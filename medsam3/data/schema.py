@@ -1,0 +1,85 @@
+"""From the mapping in a YAML file to a frozen dataclass: unknown keys, missing keys and wrong types are errors that name the place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], content: Any, where: str) -> T:
+    """An instance of the dataclass `cls` from a mapping of its field names.
+
+    A list becomes a tuple where a tuple is declared, and a single value a tuple of one.
+
+    Args:
+        where: file and key of the mapping, for messages.
+
+    Raises:
+        ValueError: not a mapping, an unknown or a missing key, a value of a wrong type.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: expected a mapping of keys, got {content!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in content:
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, fields)} Legal: {', '.join(fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in content:
+            raise ValueError(f"{where}: the key {name!r} is missing")
+    kinds = typing.get_type_hints(cls)
+    values = {key: _converted(value, kinds[key], f"{where}: {key}") for key, value in content.items()}
+    return cls(**values)
+
+
+def did_you_mean(word: Any, known: Iterable[Any]) -> str:
+    """ " Did you mean x?", or nothing if no known word is close."""
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _converted(value: Any, kind: Any, where: str) -> Any:
+    """The value, with lists as tuples where declared; an error if it is of another type than `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _first_fitting(value, arguments, where)
+    if origin is tuple:
+        given = list(value) if isinstance(value, list | tuple) else [value]
+        if arguments[-1] is Ellipsis:
+            return tuple(_converted(v, arguments[0], where) for v in given)
+        if len(given) != len(arguments):
+            raise ValueError(f"{where}={value!r}: expected {len(arguments)} values")
+        return tuple(_converted(v, a, where) for v, a in zip(given, arguments, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}={value!r}: expected a mapping")
+        key_kind, value_kind = arguments
+        return {_converted(k, key_kind, where): _converted(v, value_kind, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where}={value!r}: expected {_in_words(kind)}")
+    return value
+
+
+def _first_fitting(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    for kind in kinds:
+        try:
+            return _converted(value, kind, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where}={value!r}: expected {' or '.join(_in_words(k) for k in kinds)}")
+
+
+def _in_words(kind: Any) -> str:
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    words = {tuple: "a list", dict: "a mapping"}
+    return names.get(kind) or words.get(typing.get_origin(kind), str(kind))

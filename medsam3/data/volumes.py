@@ -1,0 +1,188 @@
+"""Volumes: loaders by file format, the way a volume is cut into pictures, and a memory-mapped cache of the slices.
+
+Shapes: X x Y x Z voxels as stored, S slices of H x W px.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from numpy.typing import NDArray
+
+from medsam3.data.pixels import Range, to_8_bit
+
+AXES: dict[str | int, int] = {"sagittal": 0, "coronal": 1, "axial": 2, 0: 0, 1: 1, 2: 2}
+Voxels = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Volume:
+    voxels: Voxels  # [X, Y, Z] in the order of the file
+    affine: NDArray[np.floating] | None  # [4, 4] voxel -> mm, right-anterior-superior; None: the format does not say
+
+
+def load_nifti(path: Path) -> Volume:
+    """Raises whatever nibabel raises for a file that it cannot read."""
+    image = nibabel.load(path)
+    return Volume(np.asarray(image.dataobj), image.affine)  # type: ignore[attr-defined]
+
+
+LOADERS: dict[str, Callable[[Path], Volume]] = {".nii": load_nifti, ".nii.gz": load_nifti}
+
+
+def load_volume(path: Path) -> Volume:
+    """Any volume file.
+
+    Raises:
+        ValueError: an unknown ending, a file that cannot be read, not three axes, NaN or infinite voxels.
+    """
+    loader = next((load for ending, load in LOADERS.items() if path.name.lower().endswith(ending)), None)
+    if loader is None:
+        raise ValueError(f"{path}: no loader for this ending; there are loaders for {', '.join(LOADERS)}")
+    try:
+        volume = loader(path)
+    except Exception as error:  # each library has errors of its own
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if volume.voxels.ndim != 3:
+        raise ValueError(f"{path}: has {volume.voxels.ndim} axes {volume.voxels.shape}, expected 3")
+    if np.issubdtype(volume.voxels.dtype, np.floating) and not np.isfinite(volume.voxels).all():
+        raise ValueError(f"{path}: holds NaN or infinite voxels")
+    return volume
+
+
+def cut(volume: Volume, axis: str | int, where: str) -> Voxels:
+    """The volume as pictures, [S, H, W].
+
+    By name (axial, coronal, sagittal) the picture stands as radiologists look at it: the patient's front or head on top, the
+    patient's right on the left (sagittal: front on the left); slices count from foot to head, from back to front, from
+    left to right. By number (0, 1, 2) the stored array is cut along that axis and nothing is turned, whatever the header says.
+
+    Raises:
+        ValueError: a name for a format that does not say how the patient lies.
+    """
+    if isinstance(axis, int):
+        return np.moveaxis(volume.voxels, axis, 0)
+    if volume.affine is None:
+        raise ValueError(f"{where}: the format does not say how the patient lies: set options.axis to 0, 1 or 2")
+    upright = apply_orientation(volume.voxels, io_orientation(volume.affine))  # x to the right, y to the front, z up
+    pictures = np.moveaxis(upright, AXES[axis], 0)
+    return pictures[:, ::-1, ::-1].swapaxes(1, 2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a volume file becomes slices; a change makes the cache stale."""
+
+    axis: str | int
+    labels: bool
+    window: Range | None = None  # images: see to_8_bit
+    percentiles: Range | None = None
+    threshold: float | None = None  # labels: 1 where the voxel is above
+
+
+@dataclass(frozen=True)
+class CachedSlices:
+    slices: Voxels  # [S, H, W], memory-mapped: uint8 images, or labels
+    nonzero_px: list[int]  # S
+
+
+def cached_slices(source: Path, target: Path, recipe: Recipe) -> CachedSlices:
+    """The slices of a volume from `<target>.npy`, made now if it is not there, incomplete, or of another source or recipe.
+
+    Beside it `<target>.json` keeps size, time and checksum of the source. Both are written under another name and renamed.
+
+    Raises:
+        ValueError: the source cannot be read or turned into slices, or the cache cannot be written.
+    """
+    notes = _fresh_notes(source, target, recipe)
+    if notes is None:
+        notes = _build(source, target, recipe)
+    return CachedSlices(np.load(_npy(target), mmap_mode="r"), notes["nonzero_px"])
+
+
+def _fresh_notes(source: Path, target: Path, recipe: Recipe) -> dict | None:
+    try:
+        notes = json.loads(_json(target).read_text())
+        slices = np.load(_npy(target), mmap_mode="r")  # fails on a file cut short
+        status = source.stat()
+    except (OSError, ValueError):
+        return None
+    if notes.get("recipe") != _as_json(asdict(recipe)) or len(notes.get("nonzero_px", ())) != len(slices):
+        return None
+    if (notes["size"], notes["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
+        if notes["size"] != status.st_size or notes["sha256"] != file_hash(source):
+            return None
+        _replace(_json(target), json.dumps(notes | {"mtime_ns": status.st_mtime_ns}).encode())
+    return notes
+
+
+def _build(source: Path, target: Path, recipe: Recipe) -> dict:
+    pictures = cut(load_volume(source), recipe.axis, str(source))
+    if recipe.labels:
+        slices = _as_labels(pictures, recipe.threshold, source)
+    else:
+        slices = to_8_bit(pictures, recipe.window, recipe.percentiles, str(source))
+    slices = np.ascontiguousarray(slices)
+    status = source.stat()
+    notes = {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": file_hash(source),
+        "recipe": _as_json(asdict(recipe)),
+        "nonzero_px": np.count_nonzero(slices, axis=(1, 2)).tolist(),
+    }
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _npy(target).with_name(f".{target.name}.{os.getpid()}.npy")
+        np.save(temporary, slices)
+        os.replace(temporary, _npy(target))
+        _replace(_json(target), json.dumps(notes).encode())
+    except OSError as error:
+        raise ValueError(
+            f"{target.parent}: the volume cache cannot be written ({error.strerror}); set data.cache"
+        ) from error
+    return notes
+
+
+def _as_labels(values: Voxels, threshold: float | None, source: Path) -> Voxels:
+    """0 and 1 by the threshold, or the whole numbers themselves in the smallest type that holds them."""
+    if threshold is not None:
+        return (values > threshold).astype(np.uint8)
+    if np.issubdtype(values.dtype, np.floating):
+        if (values != np.rint(values)).any():
+            raise ValueError(f"{source}: label voxels are not whole numbers: set options.threshold")
+        values = values.astype(np.int64)
+    smallest = np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(values.max()))
+    return values.astype(smallest)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _npy(target: Path) -> Path:
+    return target.with_name(f"{target.name}.npy")
+
+
+def _json(target: Path) -> Path:
+    return target.with_name(f"{target.name}.json")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _as_json(value: object) -> object:
+    return json.loads(json.dumps(value))
