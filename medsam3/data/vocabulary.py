@@ -1,0 +1,143 @@
+"""The vocabulary: canonical clinical names, their synonyms, and the authors' own prompts (paper, section 4.1).
+
+data_manifests/vocabulary.yaml maps every canonical name to its synonyms, a SNOMED CT id where one is known, and the
+prompt that the authors used for a data set. A phrase means one concept only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
+STYLES = ("canonical", "paper")
+CONCEPT_KEYS = ("synonyms", "snomed", "paper")
+
+
+@dataclass(frozen=True)
+class Concept:
+    name: str  # canonical clinical name, lower case
+    synonyms: tuple[str, ...]
+    snomed: int | None
+    paper: dict[str, str]  # data set -> prompt, as the authors wrote it
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    path: Path
+    concepts: dict[str, Concept]
+
+    @classmethod
+    def load(cls, path: Path | str = MANIFESTS / "vocabulary.yaml") -> Vocabulary:
+        """Read and check a vocabulary file.
+
+        Raises:
+            ValueError: unreadable file, unknown key, name twice, name or synonym not in lower case, a phrase that
+                belongs to two concepts, or two concepts of one data set with the same prompt.
+        """
+        path = Path(path)
+        content = read_mapping(path)
+        if set(content) != {"concepts"} or not isinstance(content["concepts"], dict):
+            raise ValueError(f"{path}: must hold one mapping under the key concepts, found {sorted(content)}")
+        concepts = {str(name): _concept(path, str(name), entry) for name, entry in content["concepts"].items()}
+        _check_phrases(path, concepts)
+        _check_paper_prompts(path, concepts)
+        return cls(path, concepts)
+
+    def prompt(self, concept: str, dataset: str, style: str = "canonical") -> str:
+        """The text prompt for a concept of a data set.
+
+        `canonical` is the concept's name. `paper` is what the authors wrote for this data set, and the name where no
+        prompt of theirs is known.
+
+        Raises:
+            ValueError: unknown concept or style.
+        """
+        if style not in STYLES:
+            raise ValueError(f"data.prompts={style!r}: must be one of {', '.join(STYLES)}")
+        self.check([concept])
+        if style == "paper":
+            return self.concepts[concept].paper.get(dataset, concept)
+        return concept
+
+    def synonyms(self, concept: str) -> tuple[str, ...]:
+        """Phrases that mean the same as the concept, without its name. ValueError if the concept is unknown."""
+        self.check([concept])
+        return self.concepts[concept].synonyms
+
+    def check(self, concepts: Iterable[str]) -> None:
+        """Raises ValueError, with the nearest known names, if one of the concepts is not a canonical name."""
+        problems = [self._explain(concept) for concept in concepts if concept not in self.concepts]
+        if problems:
+            raise ValueError(f"{self.path}: " + "; ".join(problems))
+
+    def _explain(self, phrase: str) -> str:
+        owner = {synonym: c.name for c in self.concepts.values() for synonym in c.synonyms}
+        owner |= {name: name for name in self.concepts}
+        folded = str(phrase).strip().lower()
+        if folded in owner:
+            return f"{phrase!r} is no canonical name, write {owner[folded]!r}"
+        near = dict.fromkeys(owner[match] for match in difflib.get_close_matches(folded, owner, n=3))
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "add it there with its synonyms"
+        return f"unknown concept {phrase!r}, {hint}"
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a YAML file that holds a mapping. ValueError names the file; a key given twice is one reason."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a mapping of keys to values")
+    return {str(key): value for key, value in content.items()}
+
+
+def _concept(path: Path, name: str, entry: Any) -> Concept:
+    entry = entry or {}
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path}: {name}: must be a mapping with the keys {', '.join(CONCEPT_KEYS)}")
+    for key in entry:
+        if key not in CONCEPT_KEYS:
+            raise ValueError(f"{path}: {name}: unknown key {key!r}, must be one of {', '.join(CONCEPT_KEYS)}")
+    synonyms, snomed, paper = entry.get("synonyms") or [], entry.get("snomed"), entry.get("paper") or {}
+    if not isinstance(synonyms, list) or not all(isinstance(phrase, str) for phrase in synonyms):
+        raise ValueError(f"{path}: {name}: synonyms={synonyms!r} must be a list of phrases")
+    if snomed is not None and (isinstance(snomed, bool) or not isinstance(snomed, int)):
+        raise ValueError(f"{path}: {name}: snomed={snomed!r} must be a number")
+    if not isinstance(paper, dict) or not all(isinstance(prompt, str) and prompt for prompt in paper.values()):
+        raise ValueError(f"{path}: {name}: paper={paper!r} must map data sets to prompts")
+    for phrase in (name, *synonyms):
+        if phrase != " ".join(phrase.lower().split()) or not phrase:
+            raise ValueError(f"{path}: {name}: {phrase!r} must be in lower case with single blanks")
+    return Concept(name, tuple(synonyms), snomed, {str(key): value for key, value in paper.items()})
+
+
+def _check_phrases(path: Path, concepts: dict[str, Concept]) -> None:
+    owner = {name: f"the concept {name!r}" for name in concepts}
+    for concept in concepts.values():
+        for synonym in concept.synonyms:
+            if synonym in owner:
+                raise ValueError(
+                    f"{path}: {concept.name}: synonym {synonym!r} is also {owner[synonym]}; "
+                    "one phrase must mean one concept"
+                )
+            owner[synonym] = f"a synonym of {concept.name!r}"
+
+
+def _check_paper_prompts(path: Path, concepts: dict[str, Concept]) -> None:
+    owner: dict[tuple[str, str], str] = {}
+    for concept in concepts.values():
+        for dataset, prompt in concept.paper.items():
+            first = owner.setdefault((dataset, prompt.lower()), concept.name)
+            if first != concept.name:
+                raise ValueError(
+                    f"{path}: {concept.name}: prompt {prompt!r} of {dataset} is also that of {first!r}; "
+                    "two concepts of a data set need two prompts"
+                )
