@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from medsam3.data.cards import (
     load_cards,
     with_generated_parts,
 )
+from medsam3.data.spec import load_spec
 from medsam3.data.vocabulary import Vocabulary
 
 # Table 1 of the paper: images, annotations, median area in px.
@@ -211,6 +213,20 @@ def test_the_readme_is_rewritten_only_between_its_markers(tmp_path: Path, monkey
     assert result.startswith("# own words\n\n<!-- generated: table -->\n\n| Data set |")
     assert "old" not in result.splitlines() and "more words" in result
     assert [path.name for path in folder.iterdir()] == ["README.md"]
+
+
+README_EXAMPLES = re.findall(r"```yaml\n(.*?)```", (MANIFESTS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("example", README_EXAMPLES, ids=lambda text: text.split()[1])
+def test_the_worked_examples_of_the_readme_are_valid(tmp_path: Path, example: str) -> None:
+    path = tmp_path / f"{example.split()[1]}.yaml"
+    path.write_text(example, encoding="utf-8")
+    Vocabulary.load().check(load_spec(path).concept_names)
+
+
+def test_the_readme_has_worked_examples() -> None:
+    assert len(README_EXAMPLES) >= 5
 
 
 def test_a_readme_without_its_markers_is_refused() -> None:
