@@ -113,8 +113,8 @@ class Instances:
     def resized(self, size: tuple[int, int]) -> Mask:
         """[N, h, w] by nearest neighbour (pixel centres).
 
-        An instance that falls between the sampled pixels keeps one: where its pixel nearest to its centroid lies. So every
-        instance that has a box has a mask.
+        An instance that falls between the sampled pixels keeps one: where its pixel nearest to its centroid lies. So
+        every instance that has a box has a mask.
         """
         masks = np.zeros((len(self), *size), dtype=bool)
         rows, columns = (_sampled(source, target) for source, target in zip(self.size, size, strict=True))

@@ -36,7 +36,7 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: str) -> tuple[list[P
 
     Args:
         missing_mask: what an image without a mask file means. error: a problem; exclude: left out, listed; absent: the
-            concept is not in the image; unlabelled: the concept is not annotated there (an image without any is left out).
+            concept is not in the image; unlabelled: it is not annotated there, and an image without any is left out.
 
     Returns:
         The pairs, and a problem for each image or mask file without a partner.

@@ -1,11 +1,13 @@
 """What every reader has: a listing of items, and for one item its image and the masks of its concepts.
 
-An Item holds all that is needed to read it, so a reader needs no state beyond its options.
+An Item holds all that is needed to read it, so a reader needs no state beyond its options and the index of its items.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import pickle
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from medsam3.data.instances import Instances
@@ -53,6 +56,28 @@ class NoOptions:
     """For readers that need nothing beyond the DatasetSpec."""
 
 
+class ItemIndex:
+    """Items by id, kept in Arrow buffers: data loading processes share them, which they would not share as objects."""
+
+    def __init__(self, items: list[Item]) -> None:
+        """
+        Args:
+            items: sorted by id.
+        """
+        self.ids = pa.array([item.id for item in items], pa.string())
+        self._items = pa.array([pickle.dumps(item) for item in items], pa.large_binary())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, item_id: str) -> Item:
+        place = bisect.bisect_left(range(len(self)), item_id, key=lambda i: self.ids[i].as_py())
+        if place == len(self) or self.ids[place].as_py() != item_id:
+            raise KeyError(item_id)
+        item: Item = pickle.loads(self._items[place].as_buffer())
+        return item
+
+
 class Reader(ABC):
     """A layout of files. Subclasses give `Options` (a frozen dataclass), `find`, `image` and `masks`."""
 
@@ -68,6 +93,7 @@ class Reader(ABC):
         self.root = root
         self.cache = cache
         self.options = self.check(spec)
+        self._index: ItemIndex | None = None
 
     @classmethod
     def check(cls, spec: DatasetSpec) -> Any:
@@ -127,6 +153,16 @@ class Reader(ABC):
             known = item_id in ids
             problems.append(Problem(item_id, reason if known else "named in exclude, but there is no such item", known))
         return Listing(items, sorted(problems, key=lambda problem: (problem.item, problem.reason)))
+
+    def index(self) -> ItemIndex:
+        """The items of `listing` for look-up by id; the files are listed at the first call only."""
+        if self._index is None:
+            self._index = ItemIndex(self.items())
+        return self._index
+
+    def item(self, item_id: str) -> Item:
+        """The item of an id. KeyError if there is none."""
+        return self.index()[item_id]
 
     def items(self) -> list[Item]:
         """The items of `listing`."""

@@ -1,4 +1,4 @@
-"""From the mapping in a YAML file to a frozen dataclass: unknown keys, missing keys and wrong types are errors that name the place."""
+"""From a mapping in a YAML file to a dataclass; an unknown or missing key or a wrong type is an error that names it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build(cls: type[T], content: Any, where: str) -> T:
 
 
 def did_you_mean(word: Any, known: Iterable[Any]) -> str:
-    """ " Did you mean x?", or nothing if no known word is close."""
+    """A hint for messages, with a leading blank; empty if no known word is close."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], 1)
     return f" Did you mean {close[0]!r}?" if close else ""
 

@@ -98,7 +98,7 @@ def load_specs(names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDE
     """Specs by name, in the order asked for.
 
     Args:
-        names: a data set, a list of data sets, or a use (`train`, `internal`, `external`, `example`): all sets that have it.
+        names: a data set, a list of data sets, or a use: all sets that have it.
         folders: where the YAML files lie; a file in a later folder replaces one of the same name in an earlier.
 
     Raises:
@@ -182,11 +182,11 @@ def _check_patterns(spec: DatasetSpec, path: Path) -> None:
                 f"{path}: masks: {mask.text!r} has a placeholder that no image pattern has ({', '.join(mask.names)})"
             )
     if isinstance(spec.masks, dict):
-        for key in spec.masks:
-            if key not in spec.concepts:
+        for mask_key in spec.masks:
+            if mask_key not in spec.concepts:
                 raise ValueError(
-                    f"{path}: masks: {key!r} is not a key of concepts ({', '.join(str(k) for k in spec.concepts)})"
+                    f"{path}: masks: {mask_key!r} is not a key of concepts ({', '.join(str(k) for k in spec.concepts)})"
                 )
-        for key in spec.concepts:
-            if key not in spec.masks:
-                raise ValueError(f"{path}: concepts: {key!r} has no pattern in masks")
+        for concept_key in spec.concepts:
+            if concept_key not in spec.masks:
+                raise ValueError(f"{path}: concepts: {concept_key!r} has no pattern in masks")

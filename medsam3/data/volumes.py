@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from medsam3.data.pixels import Range, to_8_bit
 
 AXES: dict[str | int, int] = {"sagittal": 0, "coronal": 1, "axial": 2, 0: 0, 1: 1, 2: 2}
-Voxels = NDArray[np.generic]
+Voxels = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ def load_volume(path: Path) -> Volume:
 def cut(volume: Volume, axis: str | int, where: str) -> Voxels:
     """The volume as pictures, [S, H, W].
 
-    By name (axial, coronal, sagittal) the picture stands as radiologists look at it: the patient's front or head on top, the
-    patient's right on the left (sagittal: front on the left); slices count from foot to head, from back to front, from
-    left to right. By number (0, 1, 2) the stored array is cut along that axis and nothing is turned, whatever the header says.
+    By name (axial, coronal, sagittal) the picture stands as radiologists look at it: the patient's front or head on
+    top, the patient's right on the left (sagittal: front on the left); slices count from foot to head, from back to
+    front, from left to right. By number (0, 1, 2) the stored array is cut along that axis and nothing is turned,
+    whatever the header says.
 
     Raises:
         ValueError: a name for a format that does not say how the patient lies.
@@ -95,9 +97,9 @@ class CachedSlices:
 
 
 def cached_slices(source: Path, target: Path, recipe: Recipe) -> CachedSlices:
-    """The slices of a volume from `<target>.npy`, made now if it is not there, incomplete, or of another source or recipe.
+    """The slices of a volume from `<target>.npy`, made now if missing, cut short, or of another source or recipe.
 
-    Beside it `<target>.json` keeps size, time and checksum of the source. Both are written under another name and renamed.
+    Beside it `<target>.json` keeps size, time and checksum of the source. Both are written elsewhere and renamed.
 
     Raises:
         ValueError: the source cannot be read or turned into slices, or the cache cannot be written.

@@ -1,0 +1,104 @@
+"""The data of a run: specs, readers, manifest and prompts of its data sets, opened and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from medsam3.config import DataConfig
+from medsam3.data.manifest import ImageRows, Manifest, split_file
+from medsam3.data.reader import Reader, listed
+from medsam3.data.readers import open_reader
+from medsam3.data.spec import DatasetSpec, load_specs
+from medsam3.data.vocabulary import MANIFESTS, Vocabulary
+
+
+@dataclass
+class Corpus:
+    """Data sets by name. A data loading process that gets a copy shares manifest and item lists with its parent."""
+
+    specs: dict[str, DatasetSpec]
+    readers: dict[str, Reader]
+    manifest: Manifest
+    splits_folder: str
+    prompts: dict[tuple[str, str], str]  # (data set, concept) -> text, where it is not the concept's own name
+
+    @property
+    def split_by(self) -> str:
+        """image | group."""
+        return self.manifest.by
+
+    def prompt(self, dataset: str, concept: str) -> str:
+        """The words that ask for a concept of a data set."""
+        return self.prompts.get((dataset, concept), concept)
+
+    def exclusive(self, dataset: str) -> tuple[str, ...]:
+        """Concepts of a data set that may not overlap in an evaluation."""
+        spec = self.specs[dataset]
+        return spec.concept_names if spec.exclusive is None else spec.exclusive
+
+    def images(self, dataset: str, part: str) -> list[ImageRows]:
+        """The images of a data set in a part: train | val | external | all."""
+        chosen = self.manifest.select(part=None if part == "all" else part, dataset=dataset)
+        return [chosen[i] for i in range(len(chosen))]
+
+    def split_file(self, dataset: str) -> Path:
+        return split_file(self.splits_folder, dataset)
+
+    def split_hash(self, dataset: str) -> str:
+        """SHA-256 of the split file."""
+        return self.manifest.hashes()[dataset]
+
+    def describe(self) -> str:
+        """One line: data sets, images, and how they are split."""
+        parts = {part: len(self.manifest.select(part)) for part in ("train", "val", "external")}
+        numbers = ", ".join(f"{count} {part}" for part, count in parts.items() if count)
+        return f"{listed(self.specs, 8)}: {numbers} images (parts by {self.split_by})"
+
+
+def open_corpus(config: DataConfig, names: str | Sequence[str]) -> Corpus:
+    """Open data sets for training or evaluation.
+
+    Args:
+        names: a data set, a list of them, or a use; see `load_specs`.
+
+    Raises:
+        ValueError: an unknown data set, one that is not under data.root or not prepared, a split file that does not fit
+            the YAML or the files any more.
+    """
+    specs = load_specs(names)
+    split = config.split
+    manifest = Manifest.load(specs, config.splits, split.by, split.train_fraction, split.seed)
+    readers = {name: open_reader(spec, Path(config.root), Path(config.cache)) for name, spec in specs.items()}
+    for table in manifest.splits:
+        name = table.path.stem
+        again = f"run python scripts/prepare_data.py dataset={name} again"
+        unknown = sorted(set(table.concepts) - set(specs[name].concept_names))
+        if unknown:
+            raise ValueError(
+                f"{table.path}: concepts that configs/dataset/{name}.yaml lacks: {listed(unknown)}; {again}"
+            )
+        gone = pc.filter(table.items, pc.invert(pc.is_in(table.items, readers[name].index().ids)))
+        if len(gone):
+            raise ValueError(
+                f"{table.path} lists {len(gone)} images that are not in {readers[name].root}: "
+                f"{listed(gone.to_pylist())}; complete the download, or {again}"
+            )
+    return Corpus(specs, readers, manifest, config.splits, _prompts(specs, config.prompts))
+
+
+def _prompts(specs: dict[str, DatasetSpec], style: str) -> dict[tuple[str, str], str]:
+    """The authors' prompts where data.prompts asks for them; a concept outside the vocabulary is its own prompt."""
+    path = MANIFESTS / "vocabulary.yaml"
+    if style == "canonical" or not path.exists():
+        return {}
+    vocabulary = Vocabulary.load(path)
+    return {
+        (name, concept): vocabulary.prompt(concept, name, style)
+        for name, spec in specs.items()
+        for concept in spec.concept_names
+        if concept in vocabulary.concepts
+    }

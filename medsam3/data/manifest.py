@@ -1,0 +1,296 @@
+"""The manifest: one row per (image, concept), with a frozen part, in one split file per data set.
+
+A split file is plain CSV. Beside it lies an Arrow copy that is memory-mapped, so that data loading processes share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from medsam3.data.reader import Item
+from medsam3.data.volumes import file_hash
+
+PARTS = ("train", "val", "external")
+TEXT = pa.dictionary(pa.int32(), pa.string())
+COLUMNS = pa.schema(
+    [
+        ("dataset", TEXT),
+        ("item", TEXT),
+        ("group", TEXT),  # patient, video or volume
+        ("part_by_image", TEXT),
+        ("part_by_group", TEXT),
+        ("concept", TEXT),
+        ("instances", pa.int32()),  # 0: annotated and absent
+        ("area_px", pa.int64()),  # of all instances together, at the original size
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("train_fraction", pa.float64()),  # what the parts were drawn with, the same in all rows
+        ("seed", pa.int64()),
+    ]
+)
+
+
+def split_file(folder: str | Path, name: str) -> Path:
+    """The split file of a data set."""
+    return Path(folder) / f"{name}.csv"
+
+
+def split_hash(path: Path) -> str:
+    """SHA-256 of a split file: what a checkpoint remembers of the rows it was trained on."""
+    return file_hash(path)
+
+
+def assign_parts(dataset: str, items: Sequence[Item], train_fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Parts of the items, drawn by image and drawn by group.
+
+    By image: items in the order of SHA-256("<seed>:<dataset>:<id>"); the first are validation, as many as the fraction
+    says (rounded half up, at least one and not all where there are two or more). By group: groups in the order of
+    SHA-256("<seed>:<dataset>:<group>"); the first are validation, as many as bring the images nearest to that number
+    (the fewer on a tie). Items with a part of their own keep it and take no part in the draw. So the parts depend on
+    the ids alone, not on the order of files, the machine or the Python version.
+    """
+    drawn = [item for item in items if item.part is None]
+    wanted = _validation_count(len(drawn), train_fraction)
+    by_hash = sorted((item.id for item in drawn), key=lambda text: _hash(seed, dataset, text))
+    val_ids = set(by_hash[:wanted])
+    val_groups = _validation_groups(dataset, drawn, wanted, seed)
+    by_image = [item.part or ("val" if item.id in val_ids else "train") for item in items]
+    by_group = [item.part or ("val" if item.group in val_groups else "train") for item in items]
+    return by_image, by_group
+
+
+def _validation_count(images: int, train_fraction: float) -> int:
+    if images < 2:
+        return 0
+    exact = (1 - Decimal(str(train_fraction))) * images
+    return min(max(int(exact.quantize(Decimal(1), ROUND_HALF_UP)), 1), images - 1)
+
+
+def _validation_groups(dataset: str, items: Sequence[Item], wanted: int, seed: int) -> set[str]:
+    sizes: dict[str, int] = {}
+    for item in items:
+        sizes[item.group] = sizes.get(item.group, 0) + 1
+    order = sorted(sizes, key=lambda text: _hash(seed, dataset, text))
+    totals = np.cumsum([sizes[group] for group in order[:-1]])  # the last group always stays for training
+    if totals.size == 0:
+        return set()
+    return set(order[: int(np.abs(totals - wanted).argmin()) + 1])
+
+
+def _hash(seed: int, dataset: str, text: str) -> str:
+    return hashlib.sha256(f"{seed}:{dataset}:{text}".encode()).hexdigest()
+
+
+def write_split(path: Path, columns: dict[str, Any]) -> None:
+    """Write a split file; it is there in full or not at all.
+
+    Args:
+        columns: a list, array or Arrow array for each of COLUMNS; rows of one image one behind the other.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    table = pa.table({field.name: pa.array(columns[field.name], _plain(field.type)) for field in COLUMNS})
+    options = pyarrow.csv.WriteOptions(quoting_style="needed", quoting_header="none")
+    pyarrow.csv.write_csv(table, temporary, options)
+    os.replace(temporary, path)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+class SplitTable:
+    """The rows of one split file. Numbers are views of memory-mapped Arrow buffers."""
+
+    def __init__(self, path: Path, table: pa.Table) -> None:
+        self.path = path
+        self.hash = table.schema.metadata[b"sha256"].decode()
+        columns = {name: table.column(name).chunk(0) for name in table.column_names}
+        self.items: pa.StringArray = columns["item"].dictionary  # [images], in the order of the rows
+        self.concepts: list[str] = columns["concept"].dictionary.to_pylist()
+        self.instances = columns["instances"].to_numpy()  # [rows]
+        self.area_px = columns["area_px"].to_numpy()  # [rows]
+        self.concept_codes = columns["concept"].indices.to_numpy()  # [rows]
+        item_codes = columns["item"].indices.to_numpy()
+        first = np.flatnonzero(np.diff(item_codes, prepend=-1))
+        if len(first) != len(self.items):
+            raise ValueError(f"{path}: the rows of an image do not stand together")
+        self.offsets = np.append(first, len(item_codes))  # [images + 1]: rows of image i are offsets[i]:offsets[i + 1]
+        self._by_image = {
+            name: (columns[name].dictionary, columns[name].indices.to_numpy()[first])
+            for name in ("group", "part_by_image", "part_by_group")
+        }
+        self.train_fraction = float(columns["train_fraction"][0].as_py())
+        self.seed = int(columns["seed"][0].as_py())
+
+    @classmethod
+    def open(cls, path: Path) -> SplitTable:
+        """Open a split file by its Arrow copy, which is made anew if it is of another content.
+
+        Raises:
+            ValueError: no such file, no rows, or columns that are not right.
+        """
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: no split file; run python scripts/prepare_data.py dataset={path.stem} "
+                f"data.splits={path.parent}"
+            )
+        digest = split_hash(path)
+        copy = path.with_suffix(".arrow")
+        table = _open_copy(copy, digest)
+        if table is None:
+            table = _read_csv(path).replace_schema_metadata({"sha256": digest})
+            table = _write_copy(copy, table, digest)
+        return cls(path, table)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SplitTable.open, (self.path,)  # a process that gets this object maps the file again
+
+    def texts(self, column: str) -> tuple[pa.StringArray, NDArray[np.integer]]:
+        """Distinct texts of a column and, per image, which of them it has."""
+        return self._by_image[column]
+
+
+def _read_csv(path: Path) -> pa.Table:
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=COLUMNS, include_columns=COLUMNS.names, strings_can_be_null=False, quoted_strings_can_be_null=False
+    )
+    try:
+        table = pyarrow.csv.read_csv(path, convert_options=convert)
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        raise ValueError(f"{path}: not a split file of scripts/prepare_data.py ({error})") from error
+    if table.num_rows == 0:
+        raise ValueError(f"{path}: holds no rows")
+    return table.unify_dictionaries().combine_chunks()
+
+
+def _open_copy(path: Path, digest: str) -> pa.Table | None:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid):
+        return None
+    return table if (table.schema.metadata or {}).get(b"sha256") == digest.encode() else None
+
+
+def _write_copy(path: Path, table: pa.Table, digest: str) -> pa.Table:
+    """Write the Arrow copy and map it; where the folder cannot be written, the table itself in memory serves."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with pa.ipc.new_file(str(temporary), table.schema) as file:
+            file.write_table(table, max_chunksize=table.num_rows)
+        os.replace(temporary, path)
+    except OSError:
+        return table
+    return _open_copy(path, digest) or table
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The rows of one image."""
+
+    dataset: str
+    item: str
+    group: str
+    part: str
+    present: tuple[str, ...]  # concepts with at least one instance
+    absent: tuple[str, ...]  # concepts that were annotated and are not there
+
+
+class Manifest:
+    """Images of one or several data sets with their rows; `manifest[i]` is one image."""
+
+    def __init__(self, splits: Sequence[SplitTable], by: str, chosen: Sequence[NDArray[np.integer]]) -> None:
+        """
+        Args:
+            by: image | group, which of the two part columns counts.
+            chosen: for each split table the images that belong to this manifest.
+        """
+        self.splits = list(splits)
+        self.by = by
+        self.chosen = list(chosen)
+        self.starts = np.cumsum([0, *(len(images) for images in self.chosen)])  # [data sets + 1]
+
+    @classmethod
+    def load(cls, names: Iterable[str], folder: str | Path, by: str, train_fraction: float, seed: int) -> Manifest:
+        """All images of the named data sets.
+
+        Raises:
+            ValueError: a split file is missing (names the command that makes it), damaged, or was made with another
+                train_fraction or seed.
+        """
+        splits = [SplitTable.open(split_file(folder, name)) for name in names]
+        for split in splits:
+            if (split.train_fraction, split.seed) != (train_fraction, seed):
+                raise ValueError(
+                    f"{split.path} was made with data.split.train_fraction={split.train_fraction} and "
+                    f"data.split.seed={split.seed}, not {train_fraction} and {seed}: use these, or run python "
+                    f"scripts/prepare_data.py dataset={split.path.stem} again"
+                )
+        return cls(splits, by, [np.arange(len(split.items), dtype=np.int32) for split in splits])
+
+    def select(self, part: str | None = None, dataset: str | None = None) -> Manifest:
+        """The images of a part (train | val | external; None: all) and of one data set (None: all)."""
+        assert part is None or part in PARTS
+        splits, chosen = [], []
+        for split, images in zip(self.splits, self.chosen, strict=True):
+            if dataset is not None and split.path.stem != dataset:
+                continue
+            if part is not None:
+                texts, codes = split.texts(f"part_by_{self.by}")
+                wanted = texts.index(part).as_py()
+                images = images[codes[images] == wanted]
+            splits.append(split)
+            chosen.append(images)
+        return Manifest(splits, self.by, chosen)
+
+    @property
+    def names(self) -> list[str]:
+        """Data sets, in the order of their images."""
+        return [split.path.stem for split in self.splits]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each data set."""
+        return {name: len(images) for name, images in zip(self.names, self.chosen, strict=True)}
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each split file."""
+        return {split.path.stem: split.hash for split in self.splits}
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> ImageRows:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        split = self.splits[number]
+        image = int(self.chosen[number][index - self.starts[number]])
+        rows = slice(split.offsets[image], split.offsets[image + 1])
+        concepts = [split.concepts[code] for code in split.concept_codes[rows]]
+        there = split.instances[rows] > 0
+        groups, group_codes = split.texts("group")
+        parts, part_codes = split.texts(f"part_by_{self.by}")
+        return ImageRows(
+            dataset=split.path.stem,
+            item=split.items[image].as_py(),
+            group=groups[int(group_codes[image])].as_py(),
+            part=parts[int(part_codes[image])].as_py(),
+            present=tuple(c for c, t in zip(concepts, there, strict=True) if t),
+            absent=tuple(c for c, t in zip(concepts, there, strict=True) if not t),
+        )
+
+    def concepts(self) -> dict[str, list[str]]:
+        """Concepts that the rows of each data set name."""
+        return {split.path.stem: split.concepts for split in self.splits}
