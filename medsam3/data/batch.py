@@ -1,14 +1,18 @@
 """Packing samples into a batch: images once, queries flat over all images.
 
-Shapes: I images, Q queries (image-concept pairs), T target instances, S image side (px), C text length (tokens), h x w target mask.
+Shapes: I images, Q queries (image-concept pairs), T target instances, S image side (px), C text length (tokens), h x w
+target mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+Tokenizer = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # texts -> input_ids [Q, C], attention_mask [Q, C]
 
 
 @dataclass
@@ -61,3 +65,22 @@ class Batch:
             self.attention_mask.to(device, non_blocking=True),
             self.targets.to(device),
         )
+
+
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
+    """Stack the images and lay the queries of all samples one behind the other; an image may have no query."""
+    queries = [query for sample in samples for query in sample.queries]
+    input_ids, attention_mask = tokenizer([query.text for query in queries])
+    targets = Targets(
+        counts=torch.tensor([len(query.boxes) for query in queries], dtype=torch.int64),
+        boxes=torch.cat([query.boxes for query in queries]),
+        masks=torch.cat([query.masks for query in queries]),
+        sample_ids=[query.sample_id for query in queries],
+    )
+    return Batch(
+        pixel_values=torch.stack([sample.image for sample in samples]),
+        image_index=torch.tensor([i for i, sample in enumerate(samples) for _ in sample.queries], dtype=torch.int64),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        targets=targets,
+    )

@@ -96,11 +96,11 @@ def write_split(path: Path, columns: dict[str, Any]) -> None:
     """Write a split file; it is there in full or not at all.
 
     Args:
-        columns: a list, array or Arrow array for each of COLUMNS; rows of one image one behind the other.
+        columns: an array or Arrow array for each of COLUMNS; rows of one image one behind the other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    table = pa.table({field.name: pa.array(columns[field.name], _plain(field.type)) for field in COLUMNS})
+    table = pa.table(columns, pa.schema([(field.name, _plain(field.type)) for field in COLUMNS]))
     options = pyarrow.csv.WriteOptions(quoting_style="needed", quoting_header="none")
     pyarrow.csv.write_csv(table, temporary, options)
     os.replace(temporary, path)
@@ -253,6 +253,14 @@ class Manifest:
             splits.append(split)
             chosen.append(images)
         return Manifest(splits, self.by, chosen)
+
+    def with_present_concepts(self) -> Manifest:
+        """The images that hold at least one concept."""
+        chosen = []
+        for split, images in zip(self.splits, self.chosen, strict=True):
+            present = np.maximum.reduceat(split.instances, split.offsets[:-1]) > 0
+            chosen.append(images[present[images]])
+        return Manifest(self.splits, self.by, chosen)
 
     @property
     def names(self) -> list[str]:

@@ -66,6 +66,11 @@ class DatasetSpec:
         return tuple(dict.fromkeys(self.concepts.values()))
 
     @property
+    def is_external(self) -> bool:
+        """Only evaluated, never trained on: all its images form one part."""
+        return self.used_for == ("external",)
+
+    @property
     def family(self) -> str:
         """What pictures of this modality can show: see MODALITIES."""
         return MODALITIES[self.modality]

@@ -1,0 +1,306 @@
+"""Preparing data sets: check every file, freeze the parts, write the split files, and count what Table 1 counts.
+
+A data set with a broken item gets no files at all, unless `skip_broken` turns broken items into listed exclusions.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+from tqdm import tqdm
+
+from medsam3.config import DataConfig, RunConfig
+from medsam3.data.cards import DatasetCard, card_names, load_card
+from medsam3.data.manifest import PARTS, assign_parts, split_file, split_hash, write_split
+from medsam3.data.reader import Item, Problem, Reader
+from medsam3.data.readers import NotFoundError, open_reader
+from medsam3.data.spec import USES, DatasetSpec, load_specs
+from medsam3.report import write_atomically
+
+PROBLEMS_SHOWN = 10
+CHUNK = 16  # items that a process takes at a time
+BLOCK = 4096  # items in flight at a time, so that memory does not grow with their number
+
+
+@dataclass
+class PrepareConfig(RunConfig):
+    datasets: Any = MISSING  # a name, a list of names, or a use (train | internal | external): all sets of it
+    skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
+    workers: int = MISSING  # processes that check files
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def register_prepare_schema() -> None:
+    """Make the class known to Hydra."""
+    ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was found of one data set: a row of Table 1."""
+
+    name: str
+    title: str
+    images: int
+    annotations: int  # instances
+    median_area_px: float  # of the instances
+    parts: dict[str, int]  # images of each part
+    excluded: int  # lines of the exclusions file
+    split_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCheck:
+    """What checking one item gave: its numbers, or why it is broken."""
+
+    height: int = 0
+    width: int = 0
+    areas_px: dict[str, list[int]] = field(default_factory=dict)  # concept -> area of each instance
+    broken: str | None = None
+
+
+def prepare(config: PrepareConfig) -> list[Summary]:
+    """Prepare data sets and print what was found.
+
+    Raises:
+        ValueError: a data set is not there or has broken items. The others are prepared all the same; of the sets of a
+            use (datasets=train) only those that are there.
+    """
+    specs = load_specs(config.datasets)
+    _check_writable(Path(config.data.splits))
+    a_use = isinstance(config.datasets, str) and config.datasets in USES
+    summaries: list[Summary] = []
+    errors: list[str] = []
+    missing: list[str] = []
+    for spec in specs.values():
+        try:
+            summaries.append(prepare_dataset(spec, config))
+        except NotFoundError as error:
+            missing.append(f"{error}{_where_to_get(spec)}")
+        except ValueError as error:
+            errors.append(str(error))
+    if summaries:
+        print(summary_table(summaries))
+        print(f"Split files and lists of exclusions lie in {config.data.splits}")
+    if missing and (not a_use or not summaries):
+        errors = missing + errors
+    else:
+        for line in missing:
+            print(f"not there: {line}")
+    if errors:
+        raise ValueError("\n\n".join(errors))
+    return summaries
+
+
+def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
+    """Check one data set and write `<name>.csv` and `<name>.exclusions.csv`.
+
+    Raises:
+        ValueError: not there, nothing fits its patterns, or broken items (the first ten are named).
+    """
+    reader = open_reader(spec, Path(config.data.root), Path(config.data.cache))
+    for _ in _each(reader, _unpack, reader.unpack_jobs(), config.workers, f"{spec.name}: unpack"):
+        pass
+    listing = reader.listing()
+    problems = list(listing.problems)
+    tally = _Tally(spec)
+    checks = _each(reader, check_item, listing.items, config.workers, f"{spec.name}: check")
+    for item, check in zip(listing.items, checks, strict=True):
+        if check.broken is None:
+            tally.add(item, check)
+        else:
+            problems.append(Problem(item.id, check.broken))
+    broken = [problem for problem in problems if not problem.expected]
+    if broken and not config.skip_broken:
+        raise ValueError(_problem_report(spec.name, broken))
+    if not tally.items:
+        raise ValueError(f"{spec.name}: no item is left:\n  {broken[0].item}: {broken[0].reason}")
+    path = split_file(config.data.splits, spec.name)
+    parts = tally.write(path, config.data)
+    write_atomically(path.with_suffix(".exclusions.csv"), _exclusions_csv(problems))
+    return Summary(
+        name=spec.name,
+        title=spec.title,
+        images=len(tally.items),
+        annotations=len(tally.areas_px),
+        median_area_px=float(np.median(tally.areas_px)) if tally.areas_px else 0.0,
+        parts=parts,
+        excluded=len(problems),
+        split_hash=split_hash(path),
+    )
+
+
+def check_item(reader: Reader, item: Item) -> ItemCheck:
+    """Read an item as training will, and measure it."""
+    try:
+        height, width, _ = reader.image(item).shape
+        masks = reader.masks(item)
+        for concept, instances in masks.items():
+            if instances.size != (height, width):
+                raise ValueError(f"{item.image}: {height} x {width} px, its mask of {concept!r} {instances.size}")
+        if not masks:
+            raise ValueError(f"{item.image}: no concept is annotated")
+    except ValueError as error:
+        return ItemCheck(broken=str(error))
+    return ItemCheck(height, width, {concept: found.areas_px.tolist() for concept, found in masks.items()})
+
+
+class _Tally:
+    """Rows of a data set as they come in, in compact arrays."""
+
+    def __init__(self, spec: DatasetSpec) -> None:
+        self.spec = spec
+        self.items: list[Item] = []
+        self.areas_px = array("q")  # [instances]
+        self._rows = {name: array("q") for name in ("item", "concept", "instances", "area_px", "height", "width")}
+
+    def add(self, item: Item, check: ItemCheck) -> None:
+        for concept, areas in check.areas_px.items():
+            self.areas_px.extend(areas)
+            values = {"item": len(self.items), "concept": self.spec.concept_names.index(concept)}
+            values |= {"instances": len(areas), "area_px": sum(areas), "height": check.height, "width": check.width}
+            for name, value in values.items():
+                self._rows[name].append(value)
+        self.items.append(item)
+
+    def write(self, path: Path, config: DataConfig) -> dict[str, int]:
+        """Draw the parts and write the split file; returns the images of each part."""
+        split = config.split
+        if self.spec.is_external:
+            by_image = by_group = ["external"] * len(self.items)
+        else:
+            by_image, by_group = assign_parts(self.spec.name, self.items, split.train_fraction, split.seed)
+        numbers = {name: np.asarray(values) for name, values in self._rows.items()}
+        item_of_row = numbers["item"]
+        rows = len(item_of_row)
+        per_item = {
+            "item": [item.id for item in self.items],
+            "group": [item.group for item in self.items],
+            "part_by_image": by_image,
+            "part_by_group": by_group,
+        }
+        columns: dict[str, Any] = {
+            name: pa.array(texts).take(pa.array(item_of_row)) for name, texts in per_item.items()
+        }
+        columns |= {name: numbers[name] for name in ("instances", "area_px", "height", "width")}
+        columns["concept"] = pa.array(self.spec.concept_names).take(pa.array(numbers["concept"]))
+        columns["dataset"] = pa.repeat(self.spec.name, rows)
+        columns["train_fraction"] = np.full(rows, split.train_fraction)
+        columns["seed"] = np.full(rows, split.seed)
+        write_split(path, columns)
+        shown = by_image if split.by == "image" else by_group
+        return {part: shown.count(part) for part in sorted(set(shown))}
+
+
+def _each(
+    reader: Reader, work: Callable[[Reader, Any], Any], jobs: list[Any], workers: int, title: str
+) -> Iterator[Any]:
+    """The results of `work` on each job, in order, from several processes, with a progress bar."""
+    with tqdm(total=len(jobs), desc=title, unit="file", disable=not jobs, mininterval=0.5) as bar:
+        if workers <= 1:
+            for job in jobs:
+                yield work(reader, job)
+                bar.update()
+            return
+        with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(reader, work)) as pool:
+            for start in range(0, len(jobs), BLOCK):
+                for result in pool.map(_work, jobs[start : start + BLOCK], chunksize=CHUNK):
+                    yield result
+                    bar.update()
+
+
+_worker: Callable[[Any], Any]  # set in each process of the pool
+
+
+def _start_worker(reader: Reader, work: Callable[[Reader, Any], Any]) -> None:
+    global _worker
+    _worker = partial(work, reader)
+
+
+def _work(job: Any) -> Any:
+    return _worker(job)
+
+
+def _unpack(reader: Reader, job: Any) -> None:
+    """Unpack a volume; one that cannot be read shows up again, with its name, when the items are listed."""
+    with suppress(ValueError):
+        reader.unpack(job)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"data.splits={folder}: cannot write there ({error.strerror}); set data.splits=<folder>"
+        ) from error
+
+
+def _problem_report(name: str, broken: list[Problem]) -> str:
+    lines = [f"{name}: {len(broken)} problem{'s' if len(broken) > 1 else ''}, so no split file was written:"]
+    lines += [f"  {problem.item}: {problem.reason}" for problem in broken[:PROBLEMS_SHOWN]]
+    if len(broken) > PROBLEMS_SHOWN:
+        lines.append(f"  and {len(broken) - PROBLEMS_SHOWN} more")
+    lines.append("Repair the files, or leave these items out (they will be listed) with skip_broken=true")
+    return "\n".join(lines)
+
+
+def _exclusions_csv(problems: list[Problem]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["item", "reason"])
+    writer.writerows(sorted((problem.item, problem.reason) for problem in problems))
+    return buffer.getvalue()
+
+
+def _card(name: str) -> DatasetCard | None:
+    return load_card(name) if name in card_names() else None
+
+
+def _where_to_get(spec: DatasetSpec) -> str:
+    card = _card(spec.name)
+    return f" from {card.home[0]} (licence: {card.licence}; access: {card.access})" if card else ""
+
+
+def summary_table(summaries: list[Summary]) -> str:
+    """Table 1 of what was found, with the paper's number in brackets where it has one."""
+    head = ["data set", "images", "annotations", "median area px", "train", "val", "external", "left out", "split"]
+    rows = [head]
+    for found in summaries:
+        card = _card(found.name)
+        paper = card.paper if card else None
+        rows.append(
+            [
+                found.title,
+                _beside(found.images, paper.images if paper else None),
+                _beside(found.annotations, paper.annotations if paper else None),
+                _beside(found.median_area_px, paper.median_area_px if paper else None),
+                *(str(found.parts.get(part, "-")) for part in PARTS),
+                str(found.excluded),
+                found.split_hash[:8],
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "(in brackets: Table 1 of the paper)"])
+
+
+def _beside(found: float, paper: int | None) -> str:
+    return f"{found:,g}" if found < 1e6 and paper is None else f"{found:,.0f}" + (f" ({paper:,})" if paper else "")
