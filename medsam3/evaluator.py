@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from medsam3 import distributed
 from medsam3.config import EvaluateConfig, EvaluationConfig
-from medsam3.data.corpus import Corpus, ImageRows, open_corpus
+from medsam3.data.corpus import Corpus, open_corpus
+from medsam3.data.manifest import ImageRows, split_file
 from medsam3.data.spec import load_specs
 from medsam3.metrics import Mask, dice, iou
 from medsam3.model import load_sam3
@@ -59,7 +60,7 @@ class _Findings:
     overlays: dict[str, Image.Image] = field(default_factory=dict)
 
 
-class TruthImages(Dataset):
+class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Mask]]]):
     """Images at their own size with the union mask of each present concept."""
 
     def __init__(self, corpus: Corpus, images: list[ImageRows]) -> None:
@@ -74,7 +75,7 @@ class TruthImages(Dataset):
         reader = self.corpus.readers[rows.dataset]
         item = reader.item(rows.item)
         masks = reader.masks(item)
-        return rows, reader.image(item), {concept: masks[concept].any(axis=0) for concept in rows.present}
+        return rows, reader.image(item), {concept: masks[concept].union() for concept in rows.present}
 
 
 def run_evaluation(
@@ -101,11 +102,16 @@ def run_evaluation(
         images += found
         pictured |= {(rows.dataset, rows.item) for rows in _evenly(found, config.overlays)}
     mine = images[distributed.rank() :: distributed.world_size()]
-    loader: Any = DataLoader(TruthImages(corpus, mine), batch_size=None, num_workers=config.workers)
+    loader: Any = DataLoader(TruthImages(corpus, mine), batch_size=None, collate_fn=_as_is, num_workers=config.workers)
     findings = _Findings()
     for rows, image, truths in tqdm(loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2):
         _evaluate_image(predictor, corpus, rows, image, truths, (rows.dataset, rows.item) in pictured, findings)
     return _merge(distributed.gather_objects(findings), list(parts))
+
+
+def _as_is(value: Any) -> Any:
+    """Keeps the loader from turning arrays into tensors."""
+    return value
 
 
 def _evenly(images: list[ImageRows], count: int | None) -> list[ImageRows]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medsam3.config import EvaluationConfig
 from medsam3.data.transforms import image_to_tensor
 from medsam3.metrics import Mask, resolve_overlaps
 from medsam3.model import ConceptTokenizer
@@ -37,16 +38,13 @@ class ImagePredictor:
         model: Sam3ForTraining,
         tokenizer: ConceptTokenizer,
         image_size: int,
-        *,
-        score_threshold: float,
-        queries_per_pass: int,
+        config: EvaluationConfig,
         bf16: bool,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.image_size = image_size
-        self.score_threshold = score_threshold
-        self.queries_per_pass = queries_per_pass
+        self.config = config
         self.device = next(model.parameters()).device
         self.bf16 = bf16 and self.device.type == "cuda"
 
@@ -62,16 +60,16 @@ class ImagePredictor:
             prompts: the words to use for each concept, where they differ from its name.
 
         Returns:
-            One prediction per concept, in their order. The mask is empty if its score is below `score_threshold`.
+            One prediction per concept, in their order. The mask is empty if its score is below `evaluation.score_threshold`.
         """
         pixels = image_to_tensor(image, self.image_size)[None]
         scores, logits = self._best_masks(pixels, list(prompts) or list(concepts))
         logits = _resize(logits, image.shape[:2])
         masks = (logits > 0).cpu().numpy()
-        kept = scores >= self.score_threshold
+        kept = scores >= self.config.score_threshold
         masks &= kept.numpy()[:, None, None]
         shared = [i for i, concept in enumerate(concepts) if concept in exclusive]
-        if len(shared) > 1:
+        if self.config.resolve_overlaps and len(shared) > 1:
             confidences = (logits[shared].sigmoid().cpu() * scores[shared, None, None]).numpy()
             masks[shared] = resolve_overlaps(masks[shared], confidences)
         return [Prediction(c, float(s), m) for c, s, m in zip(concepts, scores, masks, strict=True)]
@@ -84,8 +82,8 @@ class ImagePredictor:
         scores, logits = [], []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.encode_images(pixels.to(self.device))
-            for start in range(0, len(prompts), self.queries_per_pass):
-                input_ids, attention_mask = self.tokenizer(prompts[start : start + self.queries_per_pass])
+            for start in range(0, len(prompts), self.config.queries_per_pass):
+                input_ids, attention_mask = self.tokenizer(prompts[start : start + self.config.queries_per_pass])
                 image_index = torch.zeros(len(input_ids), dtype=torch.long, device=self.device)
                 output = self.model.detect(
                     features, image_index, input_ids.to(self.device), attention_mask.to(self.device)

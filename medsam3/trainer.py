@@ -28,7 +28,7 @@ from medsam3.config import TrainConfig
 from medsam3.data.batch import Batch, collate
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import ImageSampler, QueryDataset
-from medsam3.evaluator import run_evaluation, write_best
+from medsam3.evaluator import run_evaluation
 from medsam3.log import RunLog, StepMeter, write_run_facts
 from medsam3.losses import SetPredictionLoss, ensure_finite
 from medsam3.model import LoadedModel, freeze_unreached, load_sam3
@@ -36,6 +36,7 @@ from medsam3.optim import build_optimizer, set_learning_rates
 from medsam3.predictor import ImagePredictor
 from medsam3.report import mean_score, writable_folder
 from medsam3.training_model import Sam3ForTraining
+from medsam3.training_record import write_record
 
 
 @dataclass
@@ -240,5 +241,6 @@ def _validate(run: Run) -> None:
     if better:
         run.progress.best_dice = mean.dice
         if distributed.is_main():
-            write_best(run, evaluation)
+            run.loaded.model.save_pretrained(run.folder / 'best')
+            write_record(run.folder / 'best', run.corpus, run.stored_config)
     distributed.barrier()

@@ -1,13 +1,26 @@
 """Sam3Model as training needs it: every decoder layer's output and the one-to-many branch, without a new parameter.
 
-Shapes: I images, Q queries (image-concept pairs), P predictions per query, L decoder layers, h x w mask logits.
+The branch (DAC in Meta's code): the decoder runs 2P queries, the P learned ones twice. In self-attention the first half and the
+presence token see each other only, and the second half passes it by; norms, cross-attentions, feed-forward and heads are shared.
+
+Shapes: I images, Q queries (image-concept pairs), P predictions per query, L decoder layers, C prompt tokens, d width,
+h x w mask logits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Sam3Model
+from transformers.masking_utils import create_bidirectional_mask
 
 
 @dataclass
@@ -25,3 +38,203 @@ class DetectorOutput:
     presence: Tensor  # [L, Q] logits of the decoder's presence token
     semantic: Tensor  # [Q, h, w] logits of the semantic head
     one_to_many: BranchOutput | None = None  # training only
+
+
+@dataclass
+class ImageFeatures:
+    """Feature pyramid of I images, fine to coarse, and its position encoding: [I, d, h, w] each."""
+
+    levels: tuple[Tensor, ...]
+    positions: tuple[Tensor, ...]
+
+    def of(self, image_index: Tensor) -> ImageFeatures:
+        """The features of each query's image."""
+        positions = tuple(p if p.shape[0] == 1 else p[image_index] for p in self.positions)
+        return ImageFeatures(tuple(level[image_index] for level in self.levels), positions)
+
+
+class Sam3ForTraining(nn.Module):
+    """A Sam3Model with per-layer outputs and the one-to-many branch; in eval mode it computes what Sam3Model computes."""
+
+    def __init__(self, model: Sam3Model, one_to_many: bool, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.sam3 = model
+        self.one_to_many = one_to_many
+        self.activation_checkpointing = activation_checkpointing
+        if activation_checkpointing:
+            for layer in (*model.vision_encoder.backbone.layers, *model.text_encoder.text_model.encoder.layers):
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+    def forward(
+        self, pixel_values: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> DetectorOutput:
+        """
+        Args:
+            pixel_values: [I, 3, S, S] in -1..1
+            image_index: [Q], the image of each query
+            input_ids, attention_mask: [Q, 32]
+        """
+        return self.detect(self.encode_images(pixel_values), image_index, input_ids, attention_mask)
+
+    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
+        """Run the vision encoder, once per image. The coarsest level of the neck is not used by the detector."""
+        encoded = self.sam3.vision_encoder(pixel_values)
+        return ImageFeatures(encoded.fpn_hidden_states[:-1], encoded.fpn_position_encoding[:-1])
+
+    def detect(
+        self, features: ImageFeatures, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> DetectorOutput:
+        """All that follows the vision encoder; arguments as in `forward`."""
+        features = features.of(image_index)
+        prompt, prompt_mask = self._prompt(features, input_ids, attention_mask)
+        encoded = self._recomputed(
+            self.sam3.detr_encoder,
+            vision_features=[features.levels[-1]],
+            text_features=prompt,
+            vision_pos_embeds=[features.positions[-1].expand_as(features.levels[-1])],
+            text_mask=prompt_mask,
+        )
+        hidden, references, presence = self._decode(encoded, prompt, prompt_mask, features.levels[-1].shape[-2:])
+        decoder = self.sam3.detr_decoder
+        boxes = (_inverse_sigmoid(references) + decoder.box_head(hidden)).sigmoid()
+        logits = self.sam3.dot_product_scoring(hidden, prompt, prompt_mask).squeeze(-1)
+        masked = self._recomputed(
+            self.sam3.mask_decoder,
+            decoder_queries=hidden[-1],
+            backbone_features=list(features.levels),
+            encoder_hidden_states=encoded.last_hidden_state,
+            prompt_features=prompt,
+            prompt_mask=prompt_mask,
+        )
+        count = decoder.query_embed.num_embeddings
+
+        def half(part: slice) -> BranchOutput:
+            return BranchOutput(logits[:, :, part], boxes[:, :, part], masked.pred_masks[:, part])
+
+        return DetectorOutput(
+            one_to_one=half(slice(0, count)),
+            presence=presence,
+            semantic=masked.semantic_seg.squeeze(1),
+            one_to_many=half(slice(count, 2 * count)) if hidden.shape[2] == 2 * count else None,
+        )
+
+    def _prompt(self, features: ImageFeatures, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Text tokens and, as Meta's code always has, the geometry encoder's CLS token; [Q, C + 1, d] and valid [Q, C + 1].
+
+        The geometry encoder gets zero boxes, so the token depends on the image alone."""
+        text = self.sam3.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        queries = len(input_ids)
+        geometry = self._recomputed(
+            self.sam3.geometry_encoder,
+            box_embeddings=text.new_zeros(queries, 0, 4),
+            box_mask=torch.zeros(queries, 0, dtype=torch.bool, device=text.device),
+            box_labels=torch.zeros(queries, 0, dtype=torch.long, device=text.device),
+            img_feats=features.levels,
+            img_pos_embeds=features.positions,
+        )
+        prompt = torch.cat([text, geometry.last_hidden_state], dim=1)
+        return prompt, torch.cat([attention_mask.bool(), geometry.attention_mask], dim=1)
+
+    def _decode(
+        self, encoded: Any, prompt: Tensor, prompt_mask: Tensor, grid: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the decoder layers: normed states [L, Q, P or 2P, d], reference boxes [L, Q, P or 2P, 4], presence [L, Q]."""
+        decoder = self.sam3.detr_decoder
+        copies = 2 if self.training and self.one_to_many else 1
+        queries, count = len(prompt), decoder.query_embed.num_embeddings
+        states = torch.cat([decoder.presence_token.weight, decoder.query_embed.weight.repeat(copies, 1)])
+        states = states.expand(queries, -1, -1)
+        boxes = decoder.reference_points.weight.repeat(copies, 1).sigmoid().expand(queries, -1, -1)
+        text_mask = create_bidirectional_mask(
+            config=decoder.config, inputs_embeds=states, attention_mask=prompt_mask, encoder_hidden_states=prompt
+        )
+        hidden, references, presence = [], [], []
+        for layer in decoder.layers:
+            states = self._recomputed(
+                partial(_decoder_layer, decoder, layer, count + 1 if copies == 2 else None),
+                states,
+                boxes,
+                prompt,
+                encoded.last_hidden_state,
+                encoded.pos_embeds_flattened,
+                text_mask,
+                grid,
+            )
+            normed = decoder.output_layer_norm(states[:, 1:])
+            references.append(boxes)
+            hidden.append(normed)
+            presence.append(decoder.presence_head(decoder.presence_layer_norm(states[:, :1]))[:, 0, 0])
+            boxes = (_inverse_sigmoid(boxes) + decoder.box_head(normed)).sigmoid().detach()
+        return torch.stack(hidden), torch.stack(references), torch.stack(presence)
+
+    def _recomputed(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a part of the model; with activation checkpointing its inner tensors are computed again in the backward pass."""
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(function, *args, use_reentrant=False, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _decoder_layer(
+    decoder: nn.Module,
+    layer: nn.Module,
+    attending: int | None,
+    states: Tensor,
+    boxes: Tensor,
+    prompt: Tensor,
+    memory: Tensor,
+    memory_position: Tensor,
+    text_mask: Tensor | None,
+    grid: tuple[int, ...],
+) -> Tensor:
+    """One decoder layer with the position bias of its reference boxes; only the first `attending` states self-attend."""
+    query_position = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
+    bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))  # the presence token attends everywhere alike
+    with _self_attention_among(layer.self_attn, attending):
+        return layer(
+            states,
+            query_pos=query_position,
+            text_features=prompt,
+            vision_features=memory,
+            vision_pos_encoding=memory_position,
+            text_cross_attn_mask=text_mask,
+            vision_cross_attn_mask=bias,
+        )
+
+
+@contextmanager
+def _self_attention_among(attention: nn.Module, count: int | None) -> Iterator[None]:
+    """Within the context the module attends among the first `count` tokens and returns zero for the others, so that the residual
+    connection and the norm that follow treat them as Meta's code does."""
+    if count is None:
+        yield
+        return
+
+    def first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs | {name: kwargs[name][:, :count] for name in ("query", "key", "value")}
+
+    def padded(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        return F.pad(output[0], (0, 0, 0, total - count)), output[1]
+
+    total = 0
+
+    def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal total
+        total = kwargs["query"].shape[1]
+
+    hooks = [
+        attention.register_forward_pre_hook(measure, with_kwargs=True),
+        attention.register_forward_pre_hook(first, with_kwargs=True),
+        attention.register_forward_hook(padded),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
+    """As in the decoder: inputs clamped to eps from 0 and 1."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
