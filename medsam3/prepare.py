@@ -9,7 +9,7 @@ import csv
 import io
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from medsam3.data.cards import DatasetCard, card_names, load_card
 from medsam3.data.manifest import PARTS, assign_parts, split_file, split_hash, write_split
 from medsam3.data.reader import Item, Problem, Reader
 from medsam3.data.readers import NotFoundError, open_reader
-from medsam3.data.spec import USES, DatasetSpec, load_specs
+from medsam3.data.spec import SPEC_FOLDER, USES, DatasetSpec, load_specs
 from medsam3.report import write_atomically
 
 PROBLEMS_SHOWN = 10
@@ -73,14 +73,17 @@ class ItemCheck:
     broken: str | None = None
 
 
-def prepare(config: PrepareConfig) -> list[Summary]:
+def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> list[Summary]:
     """Prepare data sets and print what was found.
+
+    Args:
+        folders: where the YAML files of the data sets lie.
 
     Raises:
         ValueError: a data set is not there or has broken items. The others are prepared all the same; of the sets of a
             use (datasets=train) only those that are there.
     """
-    specs = load_specs(config.datasets)
+    specs = load_specs(config.datasets, folders)
     _check_writable(Path(config.data.splits))
     a_use = isinstance(config.datasets, str) and config.datasets in USES
     summaries: list[Summary] = []
@@ -102,7 +105,7 @@ def prepare(config: PrepareConfig) -> list[Summary]:
         for line in missing:
             print(f"not there: {line}")
     if errors:
-        raise ValueError("\n\n".join(errors))
+        raise ValueError("\n\n".join(dict.fromkeys(errors)))
     return summaries
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from medsam3.config import DataConfig
 from medsam3.data.manifest import ImageRows, Manifest, split_file
 from medsam3.data.reader import Reader, listed
 from medsam3.data.readers import open_reader
-from medsam3.data.spec import DatasetSpec, load_specs
+from medsam3.data.spec import SPEC_FOLDER, DatasetSpec, load_specs
 from medsam3.data.vocabulary import MANIFESTS, Vocabulary
 
 
@@ -59,17 +59,18 @@ class Corpus:
         return f"{listed(self.specs, 8)}: {numbers} images (parts by {self.split_by})"
 
 
-def open_corpus(config: DataConfig, names: str | Sequence[str]) -> Corpus:
+def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDER,)) -> Corpus:
     """Open data sets for training or evaluation.
 
     Args:
         names: a data set, a list of them, or a use; see `load_specs`.
+        folders: where their YAML files lie.
 
     Raises:
         ValueError: an unknown data set, one that is not under data.root or not prepared, a split file that does not fit
             the YAML or the files any more.
     """
-    specs = load_specs(names)
+    specs = load_specs(names, folders)
     split = config.split
     manifest = Manifest.load(specs, config.splits, split.by, split.train_fraction, split.seed)
     readers = {name: open_reader(spec, Path(config.root), Path(config.cache)) for name, spec in specs.items()}

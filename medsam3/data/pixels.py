@@ -42,7 +42,7 @@ def read_image(path: Path, window: Range | None = None, percentiles: Range | Non
     try:
         with Image.open(path) as file:
             if file.mode not in WIDE_MODES:
-                return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
+                return np.array(file if file.mode == "RGB" else file.convert("RGB"))
             values = np.asarray(file)
     except UNREADABLE as error:
         raise unreadable(path, error) from error

@@ -31,7 +31,7 @@ def open_reader(spec: DatasetSpec, data_root: Path, cache: Path) -> Reader:
         cache: folder of unpacked files; the reader uses a folder `<cache>/<name>`.
 
     Raises:
-        ValueError: the folder is not there (NotFoundError) or is there twice.
+        ValueError: see `find_root`.
     """
     return READERS[spec.reader](spec, find_root(spec, Path(data_root)), Path(cache) / spec.name)
 
@@ -40,12 +40,12 @@ def find_root(spec: DatasetSpec, data_root: Path) -> Path:
     """The folder of a data set: <data_root>/<root>, or <data_root>/<name>/<root>, or a folder of a Python package.
 
     Raises:
-        ValueError: not there (NotFoundError), or in both places.
+        ValueError: data_root is no folder; the data set is not in it (NotFoundError), or is there twice.
     """
     if spec.root.startswith(PACKAGE):
         return _inside_package(spec)
     if not data_root.is_dir():
-        raise NotFoundError(
+        raise ValueError(
             f"data.root={data_root}: no such folder; set data.root=<folder that holds the downloaded data sets>"
         )
     places = list(dict.fromkeys([data_root / spec.root, data_root / spec.name / spec.root]))

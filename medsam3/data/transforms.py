@@ -15,14 +15,12 @@ from torchvision.transforms.v2 import functional as tvf
 from medsam3.data.batch import Query
 from medsam3.data.instances import Instances
 
-MEAN = STD = [0.5, 0.5, 0.5]
-
 
 def image_to_tensor(image: NDArray[np.uint8], image_size: int) -> Tensor:
     """[H, W, 3] uint8 -> [3, S, S] float: bilinear with antialiasing, aspect ratio not kept, mean and std 0.5."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     square = tvf.resize(pixels, [image_size, image_size], v2.InterpolationMode.BILINEAR, antialias=True)
-    return tvf.normalize(tvf.to_dtype(square, torch.float32, scale=True), MEAN, STD, inplace=True)
+    return square.float().mul_(2 / 255).sub_(1)  # (x / 255 - 0.5) / 0.5 in two passes over the pixels instead of four
 
 
 def to_query(sample_id: str, text: str, instances: Instances, mask_size: int) -> Query:

@@ -1,0 +1,95 @@
+"""Fixtures that several test files share: the real files beside the checkout, and small data sets made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from medsam3.config import DataConfig, SplitConfig
+from medsam3.data.spec import DatasetSpec, load_spec
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL_SET: dict[str, Any] = {
+    "name": "small",
+    "title": "Small",
+    "modality": "ultrasound",
+    "used_for": ["train"],
+    "reader": "image_mask",
+    "root": "small",
+    "images": "images/{id}.png",
+    "masks": "masks/{id}.png",
+    "concepts": {1: "left square", 2: "right square"},
+}
+
+
+@pytest.fixture(scope="session")
+def shared_realdata() -> Path:
+    """The folder of real data sets, as downloaded."""
+    folder = ROOT.parent / "shared" / "realdata"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: the folder {folder} is not there")
+    return folder
+
+
+class SpecWriter:
+    """Writes data set files into a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, **changes: Any) -> DatasetSpec:
+        """The small set's description with some keys changed (None: taken out), written, read back and checked."""
+        content = {key: value for key, value in (SMALL_SET | changes).items() if value is not None}
+        path = self.folder / f"{content['name']}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return load_spec(path)
+
+
+@pytest.fixture
+def make_spec(tmp_path) -> SpecWriter:
+    return SpecWriter(tmp_path / "specs")
+
+
+@pytest.fixture
+def save() -> Callable[..., Path]:
+    return save_picture
+
+
+def save_picture(path: Path, pixels: Any, **options: Any) -> Path:
+    """Write an array as an image file; bool arrays become 1-bit files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.asarray(pixels)
+    Image.fromarray(array if array.dtype != np.int64 else array.astype(np.uint8)).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def small_set(tmp_path, make_spec) -> tuple[DatasetSpec, DataConfig]:
+    """Twelve 40 x 60 images p<patient>_<n>: the left square in all, the right square in every second one."""
+    for n in range(12):
+        name = f"p{n // 3}_{n:02d}.png"
+        picture = np.random.RandomState(n).randint(0, 256, (40, 60, 3)).astype(np.uint8)
+        mask = np.zeros((40, 60), np.uint8)
+        mask[10:20, 5:15] = 1
+        mask[22:30, 30 + n : 40 + n] = 2 * (n % 2)
+        save_picture(tmp_path / "data/small/images" / name, picture)
+        save_picture(tmp_path / "data/small/masks" / name, mask)
+    return make_spec(group=r"^(p\d+)_"), data_config(tmp_path)
+
+
+def data_config(tmp_path: Path, root: Path | None = None, by: str = "image") -> DataConfig:
+    """Settings with all folders below tmp_path."""
+    return DataConfig(
+        root=str(root or tmp_path / "data"),
+        splits=str(tmp_path / "splits"),
+        cache=str(tmp_path / "cache"),
+        split=SplitConfig(by=by, train_fraction=0.85, seed=42),
+        prompts="canonical",
+    )
