@@ -46,6 +46,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def loading_processes(requested: int) -> int:
+    """Data loading processes for this rank: as requested, but not more than its share of the cores."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(requested, (os.cpu_count() or 1) // ranks_here)
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a tensor over all ranks, without gradient; the tensor itself in a single process."""
     if not active():

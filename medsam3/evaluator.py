@@ -102,7 +102,8 @@ def run_evaluation(
         images += found
         pictured |= {(rows.dataset, rows.item) for rows in _evenly(found, config.overlays)}
     mine = images[distributed.rank() :: distributed.world_size()]
-    loader: Any = DataLoader(TruthImages(corpus, mine), batch_size=None, collate_fn=_as_is, num_workers=config.workers)
+    workers = distributed.loading_processes(config.workers)
+    loader: Any = DataLoader(TruthImages(corpus, mine), batch_size=None, collate_fn=_as_is, num_workers=workers)
     findings = _Findings()
     for rows, image, truths in tqdm(loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2):
         _evaluate_image(predictor, corpus, rows, image, truths, (rows.dataset, rows.item) in pictured, findings)

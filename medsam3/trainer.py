@@ -147,7 +147,7 @@ def _training_loader(config: TrainConfig, corpus: Corpus, loaded: LoadedModel) -
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=config.data.workers,
+        num_workers=distributed.loading_processes(config.data.workers),
         collate_fn=partial(collate, tokenizer=loaded.tokenizer),
         pin_memory=torch.cuda.is_available(),
     )
@@ -192,7 +192,7 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def _optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
     """One optimizer step over the mean loss of `batches` on this rank, and the mean of that over ranks."""
     run.network.train()
-    set_learning_rates(run.optimizer, run.progress.step, run.total_steps, run.config.optim)
+    set_learning_rates(run.optimizer, run.progress.step, run.total_steps, run.config.optim.schedule)
     bf16 = run.config.trainer.bf16 and run.device.type == "cuda"
     for i, batch in enumerate(batches):
         batch = batch.to(run.device)
