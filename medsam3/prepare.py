@@ -5,8 +5,6 @@ A data set with a broken item gets no files at all, unless `skip_broken` turns b
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -24,14 +22,14 @@ from omegaconf import MISSING
 from tqdm import tqdm
 
 from medsam3.config import DataConfig, RunConfig
-from medsam3.data.cards import DatasetCard, card_names, load_card
-from medsam3.data.manifest import PARTS, assign_parts, split_file, split_hash, write_split
+from medsam3.data.manifest import split_file, split_hash, write_split
+from medsam3.data.parts import assign_parts
 from medsam3.data.reader import Item, Problem, Reader
 from medsam3.data.readers import NotFoundError, open_reader
 from medsam3.data.spec import SPEC_FOLDER, USES, DatasetSpec, load_specs
+from medsam3.data_summary import Summary, exclusions_csv, problem_report, summary_table, where_to_get
 from medsam3.report import write_atomically
 
-PROBLEMS_SHOWN = 10
 CHUNK = 16  # items that a process takes at a time
 BLOCK = 4096  # items in flight at a time, so that memory does not grow with their number
 
@@ -47,20 +45,6 @@ class PrepareConfig(RunConfig):
 def register_prepare_schema() -> None:
     """Make the class known to Hydra."""
     ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What was found of one data set: a row of Table 1."""
-
-    name: str
-    title: str
-    images: int
-    annotations: int  # instances
-    median_area_px: float  # of the instances
-    parts: dict[str, int]  # images of each part
-    excluded: int  # lines of the exclusions file
-    split_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +77,7 @@ def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> 
         try:
             summaries.append(prepare_dataset(spec, config))
         except NotFoundError as error:
-            missing.append(f"{error}{_where_to_get(spec)}")
+            missing.append(f"{error}{where_to_get(spec)}")
         except ValueError as error:
             errors.append(str(error))
     if summaries:
@@ -129,12 +113,12 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
             problems.append(Problem(item.id, check.broken))
     broken = [problem for problem in problems if not problem.expected]
     if broken and not config.skip_broken:
-        raise ValueError(_problem_report(spec.name, broken))
+        raise ValueError(problem_report(spec.name, broken))
     if not tally.items:
         raise ValueError(f"{spec.name}: no item is left:\n  {broken[0].item}: {broken[0].reason}")
     path = split_file(config.data.splits, spec.name)
     parts = tally.write(path, config.data)
-    write_atomically(path.with_suffix(".exclusions.csv"), _exclusions_csv(problems))
+    write_atomically(path.with_suffix(".exclusions.csv"), exclusions_csv(problems))
     return Summary(
         name=spec.name,
         title=spec.title,
@@ -254,56 +238,3 @@ def _check_writable(folder: Path) -> None:
         raise ValueError(
             f"data.splits={folder}: cannot write there ({error.strerror}); set data.splits=<folder>"
         ) from error
-
-
-def _problem_report(name: str, broken: list[Problem]) -> str:
-    lines = [f"{name}: {len(broken)} problem{'s' if len(broken) > 1 else ''}, so no split file was written:"]
-    lines += [f"  {problem.item}: {problem.reason}" for problem in broken[:PROBLEMS_SHOWN]]
-    if len(broken) > PROBLEMS_SHOWN:
-        lines.append(f"  and {len(broken) - PROBLEMS_SHOWN} more")
-    lines.append("Repair the files, or leave these items out (they will be listed) with skip_broken=true")
-    return "\n".join(lines)
-
-
-def _exclusions_csv(problems: list[Problem]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["item", "reason"])
-    writer.writerows(sorted((problem.item, problem.reason) for problem in problems))
-    return buffer.getvalue()
-
-
-def _card(name: str) -> DatasetCard | None:
-    return load_card(name) if name in card_names() else None
-
-
-def _where_to_get(spec: DatasetSpec) -> str:
-    card = _card(spec.name)
-    return f" from {card.home[0]} (licence: {card.licence}; access: {card.access})" if card else ""
-
-
-def summary_table(summaries: list[Summary]) -> str:
-    """Table 1 of what was found, with the paper's number in brackets where it has one."""
-    head = ["data set", "images", "annotations", "median area px", "train", "val", "external", "left out", "split"]
-    rows = [head]
-    for found in summaries:
-        card = _card(found.name)
-        paper = card.paper if card else None
-        rows.append(
-            [
-                found.title,
-                _beside(found.images, paper.images if paper else None),
-                _beside(found.annotations, paper.annotations if paper else None),
-                _beside(found.median_area_px, paper.median_area_px if paper else None),
-                *(str(found.parts.get(part, "-")) for part in PARTS),
-                str(found.excluded),
-                found.split_hash[:8],
-            ]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "(in brackets: Table 1 of the paper)"])
-
-
-def _beside(found: float, paper: int | None) -> str:
-    return f"{found:,g}" if found < 1e6 and paper is None else f"{found:,.0f}" + (f" ({paper:,})" if paper else "")

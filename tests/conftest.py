@@ -12,6 +12,9 @@ import yaml
 from PIL import Image
 
 from medsam3.config import DataConfig, SplitConfig
+from medsam3.data.instances import Instances
+from medsam3.data.reader import Reader
+from medsam3.data.readers import open_reader
 from medsam3.data.spec import DatasetSpec, load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +53,37 @@ class SpecWriter:
         path = self.folder / f"{content['name']}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         return load_spec(path)
+
+
+SQUARE = np.zeros((40, 60), bool)
+SQUARE[10:20, 5:15] = True
+BAR = np.zeros((40, 60), bool)
+BAR[30:33, 20:50] = True
+GREY = np.arange(40 * 60).reshape(40, 60).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Where `reader_of` reads."""
+    return tmp_path / "data/small"
+
+
+@pytest.fixture
+def reader_of(make_spec, tmp_path) -> Callable[..., Reader]:
+    """A reader of the files in `folder`, by the small description with some keys changed."""
+    return lambda **changes: open_reader(make_spec(**changes), tmp_path / "data", tmp_path / "cache")
+
+
+def one_pair(folder: Path, save: Callable[..., Path], mask: Any, name: str = "a.png", **options: Any) -> None:
+    """An image images/a.png and its mask."""
+    save(folder / "images/a.png", GREY)
+    save(folder / "masks" / name, mask, **options)
+
+
+def masks_of(reader: Reader) -> dict[str, Instances]:
+    """The masks of a reader's only item."""
+    (item,) = reader.items()
+    return reader.masks(item)
 
 
 @pytest.fixture

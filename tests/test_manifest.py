@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam3.data.manifest import ImageRows, Manifest, assign_parts, split_file, split_hash, write_split
+from medsam3.data.manifest import ImageRows, Manifest, split_file, split_hash, write_split
+from medsam3.data.parts import assign_parts
 from medsam3.data.reader import Item
 
 SEED, FRACTION = 42, 0.85
