@@ -1,7 +1,7 @@
 """Sam3Model as training needs it: every decoder layer's output and the one-to-many branch, without a new parameter.
 
-The branch (DAC in Meta's code): the decoder runs 2P queries, the P learned ones twice. In self-attention the first half and the
-presence token see each other only, and the second half passes it by; norms, cross-attentions, feed-forward and heads are shared.
+The branch (DAC in Meta's code): the decoder runs 2P queries, the P learned ones twice. In self-attention the first half
+and the presence token see each other only, and the second half passes it by; all else is shared.
 
 Shapes: I images, Q queries (image-concept pairs), P predictions per query, L decoder layers, C prompt tokens, d width,
 h x w mask logits.
@@ -54,7 +54,7 @@ class ImageFeatures:
 
 
 class Sam3ForTraining(nn.Module):
-    """A Sam3Model with per-layer outputs and the one-to-many branch; in eval mode it computes what Sam3Model computes."""
+    """A Sam3Model with per-layer outputs and the one-to-many branch; in eval mode it computes the same function."""
 
     def __init__(self, model: Sam3Model, one_to_many: bool, activation_checkpointing: bool) -> None:
         super().__init__()
@@ -88,26 +88,19 @@ class Sam3ForTraining(nn.Module):
         """All that follows the vision encoder; arguments as in `forward`."""
         features = features.of(image_index)
         prompt, prompt_mask = self._prompt(features, input_ids, attention_mask)
-        encoded = self._recomputed(
-            self.sam3.detr_encoder,
-            vision_features=[features.levels[-1]],
-            text_features=prompt,
-            vision_pos_embeds=[features.positions[-1].expand_as(features.levels[-1])],
-            text_mask=prompt_mask,
-        )
-        hidden, references, presence = self._decode(encoded, prompt, prompt_mask, features.levels[-1].shape[-2:])
-        decoder = self.sam3.detr_decoder
-        boxes = (_inverse_sigmoid(references) + decoder.box_head(hidden)).sigmoid()
-        logits = self.sam3.dot_product_scoring(hidden, prompt, prompt_mask).squeeze(-1)
+        memory, position = self._encode(features, prompt, prompt_mask)
+        grid = features.levels[-1].shape[-2:]
+        hidden, references, presence = self._decode(memory, position, grid, prompt, prompt_mask)
+        logits, boxes = self._heads(hidden, references, prompt, prompt_mask)
         masked = self._recomputed(
             self.sam3.mask_decoder,
             decoder_queries=hidden[-1],
             backbone_features=list(features.levels),
-            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_hidden_states=memory,
             prompt_features=prompt,
             prompt_mask=prompt_mask,
         )
-        count = decoder.query_embed.num_embeddings
+        count = self.sam3.detr_decoder.query_embed.num_embeddings
 
         def half(part: slice) -> BranchOutput:
             return BranchOutput(logits[:, :, part], boxes[:, :, part], masked.pred_masks[:, part])
@@ -120,9 +113,10 @@ class Sam3ForTraining(nn.Module):
         )
 
     def _prompt(self, features: ImageFeatures, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Text tokens and, as Meta's code always has, the geometry encoder's CLS token; [Q, C + 1, d] and valid [Q, C + 1].
+        """Text tokens and, as Meta's code always has, the geometry encoder's CLS token: [Q, C + 1, d] and valid.
 
-        The geometry encoder gets zero boxes, so the token depends on the image alone."""
+        The geometry encoder gets zero boxes, so the token depends on the image alone.
+        """
         text = self.sam3.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         queries = len(input_ids)
         geometry = self._recomputed(
@@ -136,10 +130,27 @@ class Sam3ForTraining(nn.Module):
         prompt = torch.cat([text, geometry.last_hidden_state], dim=1)
         return prompt, torch.cat([attention_mask.bool(), geometry.attention_mask], dim=1)
 
+    def _encode(self, features: ImageFeatures, prompt: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse the coarsest level with the prompt: memory [Q, h * w, d] and its position encoding."""
+        encoder = self.sam3.detr_encoder
+        memory, position = (x[-1].flatten(2).transpose(1, 2) for x in (features.levels, features.positions))
+        mask = create_bidirectional_mask(
+            config=encoder.config, inputs_embeds=memory, attention_mask=prompt_mask, encoder_hidden_states=prompt
+        )
+        for layer in encoder.layers:
+            memory = self._recomputed(
+                layer, memory, prompt_feats=prompt, vision_pos_encoding=position, prompt_cross_attn_mask=mask
+            )
+        return memory, position
+
     def _decode(
-        self, encoded: Any, prompt: Tensor, prompt_mask: Tensor, grid: tuple[int, ...]
+        self, memory: Tensor, position: Tensor, grid: tuple[int, ...], prompt: Tensor, prompt_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the decoder layers: normed states [L, Q, P or 2P, d], reference boxes [L, Q, P or 2P, 4], presence [L, Q]."""
+        """Run the decoder layers; P or, with the one-to-many branch, 2P predictions.
+
+        Returns:
+            normed states [L, Q, P, d], reference boxes [L, Q, P, 4], presence logits [L, Q].
+        """
         decoder = self.sam3.detr_decoder
         copies = 2 if self.training and self.one_to_many else 1
         queries, count = len(prompt), decoder.query_embed.num_embeddings
@@ -156,8 +167,8 @@ class Sam3ForTraining(nn.Module):
                 states,
                 boxes,
                 prompt,
-                encoded.last_hidden_state,
-                encoded.pos_embeds_flattened,
+                memory,
+                position,
                 text_mask,
                 grid,
             )
@@ -168,8 +179,13 @@ class Sam3ForTraining(nn.Module):
             boxes = (_inverse_sigmoid(boxes) + decoder.box_head(normed)).sigmoid().detach()
         return torch.stack(hidden), torch.stack(references), torch.stack(presence)
 
+    def _heads(self, hidden: Tensor, references: Tensor, prompt: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [L, Q, P] and boxes [L, Q, P, 4] of every layer's states."""
+        boxes = (_inverse_sigmoid(references) + self.sam3.detr_decoder.box_head(hidden)).sigmoid()
+        return self.sam3.dot_product_scoring(hidden, prompt, prompt_mask).squeeze(-1), boxes
+
     def _recomputed(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a part of the model; with activation checkpointing its inner tensors are computed again in the backward pass."""
+        """Call a part of the model; with activation checkpointing its inner tensors are computed anew in backward."""
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False, **kwargs)
         return function(*args, **kwargs)
@@ -187,7 +203,7 @@ def _decoder_layer(
     text_mask: Tensor | None,
     grid: tuple[int, ...],
 ) -> Tensor:
-    """One decoder layer with the position bias of its reference boxes; only the first `attending` states self-attend."""
+    """One decoder layer with the bias of its reference boxes; only the first `attending` states self-attend."""
     query_position = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
     bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))  # the presence token attends everywhere alike
     with _self_attention_among(layer.self_attn, attending):
@@ -204,29 +220,22 @@ def _decoder_layer(
 
 @contextmanager
 def _self_attention_among(attention: nn.Module, count: int | None) -> Iterator[None]:
-    """Within the context the module attends among the first `count` tokens and returns zero for the others, so that the residual
-    connection and the norm that follow treat them as Meta's code does."""
+    """Within the context, attend among the first `count` tokens only and return zero for the others.
+
+    The residual connection and the norm that follow then treat the others as Meta's code does. None: attend among all.
+    """
     if count is None:
         yield
         return
 
-    def first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {name: kwargs[name][:, :count] for name in ("query", "key", "value")}
 
-    def padded(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        return F.pad(output[0], (0, 0, 0, total - count)), output[1]
+    def pad(_: nn.Module, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        attended, weights = output
+        return F.pad(attended, (0, 0, 0, count - 1)), weights  # count - 1 predictions in each half
 
-    total = 0
-
-    def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal total
-        total = kwargs["query"].shape[1]
-
-    hooks = [
-        attention.register_forward_pre_hook(measure, with_kwargs=True),
-        attention.register_forward_pre_hook(first, with_kwargs=True),
-        attention.register_forward_hook(padded),
-    ]
+    hooks = (attention.register_forward_pre_hook(cut, with_kwargs=True), attention.register_forward_hook(pad))
     try:
         yield
     finally:
