@@ -41,7 +41,7 @@ UNUSED = (
 UNREACHED = {
     "sam3": (),
     "paper": ("mask_decoder.mask_embedder.", "mask_decoder.instance_projection."),
-    "box_only": ("mask_decoder.",),
+    "box_only": ("mask_decoder.", "vision_encoder.neck.fpn_layers.0.", "vision_encoder.neck.fpn_layers.1."),
 }
 
 

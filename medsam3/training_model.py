@@ -119,14 +119,15 @@ class Sam3ForTraining(nn.Module):
         """
         text = self.sam3.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         queries = len(input_ids)
-        geometry = self._recomputed(
-            self.sam3.geometry_encoder,
-            box_embeddings=text.new_zeros(queries, 0, 4),
-            box_mask=torch.zeros(queries, 0, dtype=torch.bool, device=text.device),
-            box_labels=torch.zeros(queries, 0, dtype=torch.long, device=text.device),
-            img_feats=features.levels,
-            img_pos_embeds=features.positions,
-        )
+        with torch.autocast(text.device.type, enabled=False):  # its pooling of boxes knows no bfloat16 on every device
+            geometry = self._recomputed(
+                self.sam3.geometry_encoder,
+                box_embeddings=text.new_zeros(queries, 0, 4, dtype=torch.float32),
+                box_mask=torch.zeros(queries, 0, dtype=torch.bool, device=text.device),
+                box_labels=torch.zeros(queries, 0, dtype=torch.long, device=text.device),
+                img_feats=[features.levels[-1].float()],
+                img_pos_embeds=[features.positions[-1].float()],
+            )
         prompt = torch.cat([text, geometry.last_hidden_state], dim=1)
         return prompt, torch.cat([attention_mask.bool(), geometry.attention_mask], dim=1)
 
@@ -160,6 +161,7 @@ class Sam3ForTraining(nn.Module):
         text_mask = create_bidirectional_mask(
             config=decoder.config, inputs_embeds=states, attention_mask=prompt_mask, encoder_hidden_states=prompt
         )
+        reference = boxes
         hidden, references, presence = [], [], []
         for layer in decoder.layers:
             states = self._recomputed(
@@ -173,10 +175,12 @@ class Sam3ForTraining(nn.Module):
                 grid,
             )
             normed = decoder.output_layer_norm(states[:, 1:])
-            references.append(boxes)
             hidden.append(normed)
+            references.append(reference)
             presence.append(decoder.presence_head(decoder.presence_layer_norm(states[:, :1]))[:, 0, 0])
-            boxes = (_inverse_sigmoid(boxes) + decoder.box_head(normed)).sigmoid().detach()
+            # The next layer sees these boxes without gradient, but its output has one to them ("look forward twice").
+            reference = (_inverse_sigmoid(boxes) + decoder.box_head(normed)).sigmoid()
+            boxes = reference.detach()
         return torch.stack(hidden), torch.stack(references), torch.stack(presence)
 
     def _heads(self, hidden: Tensor, references: Tensor, prompt: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -158,8 +158,8 @@ def test_decoder_with_both_halves_equals_metas_outputs_and_gradients():
     assert len(compared) > 80
     for name, tensor in compared.items():
         reference = references_by_name[name]
-        largest = max(np.abs(reference).max(), 1e-3)  # exactly zero gradients are float noise
-        assert largest_difference(tensor.grad, reference) <= 3e-4 * largest, name
+        tolerance = max(3e-4 * np.abs(reference).max(), 2e-6)  # gradients that are zero by construction are float noise
+        assert largest_difference(tensor.grad, reference) <= tolerance, name
 
 
 class TinyMeta:
@@ -241,5 +241,4 @@ def test_a_converted_detector_gives_metas_loss_and_gradients(meta, variant):
 def convert_meta_to_transformers_name(name: str) -> list[str]:
     """The transformers names of a Meta tensor, from the table of names."""
     rows = json.loads((GOLDEN / "checkpoint_names_detector.json").read_text())
-    rows = rows.get("tensors") or rows.get("rows")
-    return [target["name"] for row in rows if row["meta"] == name for target in row["hf"]]
+    return [target["name"] for row in rows["rows"] if row["meta"] == name for target in row["hf"]]
