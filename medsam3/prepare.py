@@ -22,9 +22,10 @@ from omegaconf import MISSING
 from tqdm import tqdm
 
 from medsam3.config import DataConfig, RunConfig
+from medsam3.data.copies import find_copies, fingerprint
 from medsam3.data.manifest import split_file, split_hash, write_split
 from medsam3.data.parts import assign_parts
-from medsam3.data.reader import Item, Problem, Reader
+from medsam3.data.reader import Item, LeftOutError, Problem, Reader
 from medsam3.data.readers import NotFoundError, open_reader
 from medsam3.data.spec import SPEC_FOLDER, USES, DatasetSpec, load_specs
 from medsam3.data_summary import Summary, exclusions_csv, problem_report, summary_table, where_to_get
@@ -55,6 +56,7 @@ class ItemCheck:
     width: int = 0
     areas_px: dict[str, list[int]] = field(default_factory=dict)  # concept -> area of each instance
     broken: str | None = None
+    left_out: str | None = None  # why the YAML leaves it out
 
 
 def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> list[Summary]:
@@ -104,18 +106,26 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
         pass
     listing = reader.listing()
     problems = list(listing.problems)
+    items = listing.items
+    if spec.copies != "all":
+        prints = _each(reader, fingerprint, items, config.workers, f"{spec.name}: find copies")
+        copies = find_copies(items, prints, spec.copies)
+        items = [item for item in items if item.id not in copies]
+        problems += copies.values()
     tally = _Tally(spec)
-    checks = _each(reader, check_item, listing.items, config.workers, f"{spec.name}: check")
-    for item, check in zip(listing.items, checks, strict=True):
-        if check.broken is None:
-            tally.add(item, check)
-        else:
+    checks = _each(reader, check_item, items, config.workers, f"{spec.name}: check")
+    for item, check in zip(items, checks, strict=True):
+        if check.broken is not None:
             problems.append(Problem(item.id, check.broken))
+        elif check.left_out is not None:
+            problems.append(Problem(item.id, check.left_out, expected=True))
+        else:
+            tally.add(item, check)
     broken = [problem for problem in problems if not problem.expected]
     if broken and not config.skip_broken:
         raise ValueError(problem_report(spec.name, broken))
     if not tally.items:
-        raise ValueError(f"{spec.name}: no item is left:\n  {broken[0].item}: {broken[0].reason}")
+        raise ValueError(f"{spec.name}: no item is left:\n  {problems[0].item}: {problems[0].reason}")
     path = split_file(config.data.splits, spec.name)
     parts = tally.write(path, config.data)
     write_atomically(path.with_suffix(".exclusions.csv"), exclusions_csv(problems))
@@ -141,8 +151,12 @@ def check_item(reader: Reader, item: Item) -> ItemCheck:
                 raise ValueError(f"{item.image}: {height} x {width} px, its mask of {concept!r} {instances.size}")
         if not masks:
             raise ValueError(f"{item.image}: no concept is annotated")
+    except LeftOutError as error:
+        return ItemCheck(left_out=str(error))
     except ValueError as error:
         return ItemCheck(broken=str(error))
+    if reader.spec.keep == "non_empty" and not any(len(instances) for instances in masks.values()):
+        return ItemCheck(left_out="no instance of any concept (keep: non_empty)")
     return ItemCheck(height, width, {concept: found.areas_px.tolist() for concept, found in masks.items()})
 
 

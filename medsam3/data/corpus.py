@@ -37,8 +37,7 @@ class Corpus:
 
     def exclusive(self, dataset: str) -> tuple[str, ...]:
         """Concepts of a data set that may not overlap in an evaluation."""
-        spec = self.specs[dataset]
-        return spec.concept_names if spec.exclusive is None else spec.exclusive
+        return self.specs[dataset].exclusive_concepts
 
     def images(self, dataset: str, part: str) -> list[ImageRows]:
         """The images of a data set in a part: train | val | external | all."""

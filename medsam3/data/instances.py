@@ -7,7 +7,7 @@ Shapes: H x W the image, N instances, h x w a target size. Boxes are [x0, y0, x1
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,12 @@ class Instances:
                 boxes.append(_box(window, (0, 0)))
                 crops.append(crop.copy() if crop.size < mask.size else crop)
         return cls._build(size, boxes, crops)
+
+    @classmethod
+    def together(cls, parts: Sequence[Instances]) -> Instances:
+        """All instances of several sets of one image; at least one set."""
+        boxes = np.concatenate([part.boxes_px for part in parts])
+        return cls(parts[0].size, boxes, tuple(crop for part in parts for crop in part.crops))
 
     @classmethod
     def _from_labels(

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.data.instances import Instances, Mask
-from medsam3.data.spec import DatasetSpec
+from medsam3.data.outlines import fill_holes, fill_outlines
+from medsam3.data.spec import UNION, DatasetSpec
 
 ALL = "all"
+FILL = {"holes": fill_holes, "outlines": fill_outlines}
 Pixels = NDArray[Any]
 Key = int | str | None  # a key of spec.concepts; None: the file holds all concepts
 
@@ -33,10 +35,12 @@ class MaskCoding:
     """Turns mask values into instances per concept, as a DatasetSpec says.
 
     - threshold given, or one file per concept: binary; grey above the threshold belongs to the concept. Without a
-      threshold the file may hold 0 and one other value only, so that a JPEG mask or an index mask is noticed.
+      threshold the file may hold 0 and one other value only, so that a JPEG mask or an index mask is noticed. `fill`
+      adds what is enclosed, see outlines.py.
     - keys that are whole numbers: index masks, exact values.
     - keys "#RRGGBB": colour masks; the nearest colour (black included) within `tolerance`, 0 = exact.
     - instances: labels: the values number the instances of the one concept.
+    - the key "*" of concepts: the union of the others.
 
     Value 0 (black) is background unless it is a key. Another value that is neither a key nor in `ignore_values` is an
     error; `ignore_values` ["all"] lets every value pass.
@@ -51,16 +55,30 @@ class MaskCoding:
         threshold: float | dict[int | str, float] | None = None,
         ignore_values: Sequence[int | str] = (),
         tolerance: float = 0,
+        fill: str | None = None,
+        one_concept_each: bool = False,
     ) -> None:
+        """
+        Args:
+            threshold, ignore_values, tolerance: see above.
+            fill: holes | outlines, for binary masks.
+            one_concept_each: each file is about the concept of its key, also where `masks` is no mapping. A key that is
+                not in `concepts` is a class without a concept; its masks must be empty.
+        """
         self.spec = spec
         self.threshold = threshold
         self.tolerance = tolerance
-        keys = list(spec.concepts)
-        one_each = isinstance(spec.masks, dict)
+        self.union = spec.concepts.get(UNION)
+        self.concepts = {key: concept for key, concept in spec.concepts.items() if key != UNION}
+        keys = list(self.concepts)
+        one_each = one_concept_each or isinstance(spec.masks, dict)
+        self.fill = FILL.get(fill) if fill is not None else None
         self.binary = one_each or threshold is not None
         self.colours = not self.binary and all(_is_colour(key) for key in keys)
         self.ignore_all = tuple(ignore_values) == (ALL,)
         self.ignored = () if self.ignore_all else tuple(ignore_values)
+        if fill is not None and (fill not in FILL or not self.binary):
+            raise ValueError(f"options.fill={fill!r}: must be one of {', '.join(FILL)}, and is for binary masks only")
         if self.binary and not one_each and len(keys) > 1:
             raise ValueError("options.threshold: splits into one concept, but concepts has several; give their values")
         if isinstance(threshold, dict) and (not one_each or set(threshold) - set(keys)):
@@ -94,23 +112,23 @@ class MaskCoding:
                     f"{file.where}: the mask is {found} px, its image {size[0]} x {size[1]} (height x width)"
                 )
         if self.spec.instances == "labels":
-            return self._numbered(files, size)
+            return self._numbered(files)
         masks: dict[str, list[Mask]] = {}
         for file in files:
             for concept, mask in self._regions(file).items():
                 masks.setdefault(concept, []).append(mask)
         return {concept: self._instances(parts, size) for concept, parts in masks.items()}
 
-    def _numbered(self, files: Sequence[NamedPixels], size: tuple[int, int]) -> dict[str, Instances]:
+    def _numbered(self, files: Sequence[NamedPixels]) -> dict[str, Instances]:
         result: dict[str, Instances] = {}
         for file in files:
-            concept = self._concept(file.key)
+            concept = self.concepts[file.key] if file.key is not None else next(iter(self.concepts.values()))
             if file.values.ndim != 2 or not np.issubdtype(file.values.dtype, np.integer):
                 raise ValueError(f"{file.where}: instances: labels needs whole numbers, found {file.values.dtype}")
             if concept in result:
                 raise ValueError(f"{file.where}: a second file of instance numbers for {concept!r} in one image")
             result[concept] = Instances.labels(file.values, self.spec.min_area_px)
-        return result
+        return result if self.union is None else result | {self.union: Instances.together(list(result.values()))}
 
     def _instances(self, masks: list[Mask], size: tuple[int, int]) -> Instances:
         if self.spec.instances == "files":
@@ -122,22 +140,31 @@ class MaskCoding:
 
     def _regions(self, file: NamedPixels) -> dict[str, Mask]:
         if self.binary:
-            return {self._concept(file.key): self._above_threshold(file)}
+            return self._binary_region(file)
         if self.colours:
             return self._by_key(*self._palette.indices(file, self.ignore_all))
         values = file.values if file.values.ndim == 2 else _grey(file)
         self._reject_unknown(values, file.where)
-        return self._by_key(values, {key: key for key in self.spec.concepts})
+        return self._by_key(values, {key: key for key in self.concepts})
+
+    def _binary_region(self, file: NamedPixels) -> dict[str, Mask]:
+        mask = self._above_threshold(file)
+        if self.fill is not None:
+            mask = self.fill(mask, file.where)
+        concept = self.concepts.get(file.key) if file.key is not None else next(iter(self.concepts.values()))
+        if concept is None:
+            if mask.any():
+                raise ValueError(f"{file.where}: {file.key!r} is no key of concepts, but the mask is not empty")
+            return {}
+        return {concept: mask} if self.union is None else {concept: mask, self.union: mask}
 
     def _by_key(self, values: Pixels, value_of_key: dict[Any, Any]) -> dict[str, Mask]:
         result: dict[str, Mask] = {}
-        for key, concept in self.spec.concepts.items():
+        for key, concept in self.concepts.items():
             mask = values == value_of_key[key]
-            result[concept] = result[concept] | mask if concept in result else mask
+            for name in (concept,) if self.union is None else (concept, self.union):
+                result[name] = result[name] | mask if name in result else mask
         return result
-
-    def _concept(self, key: Key) -> str:
-        return self.spec.concepts[key] if key is not None else next(iter(self.spec.concepts.values()))
 
     def _above_threshold(self, file: NamedPixels) -> Mask:
         values = file.values if file.values.ndim == 2 else _grey(file)
@@ -154,7 +181,7 @@ class MaskCoding:
     def _reject_unknown(self, values: Pixels, where: str) -> None:
         if self.ignore_all:
             return
-        known = {0, *self.spec.concepts, *self.ignored}
+        known = {0, *self.concepts, *self.ignored}
         unknown = [value for value in _distinct(values) if value not in known]
         if unknown:
             raise ValueError(
@@ -179,7 +206,10 @@ class _Palette:
         if file.values.ndim != 3:
             raise ValueError(f"{file.where}: concepts are colours, but the file is not in colour")
         red, green, blue = (file.values[:, :, channel].astype(np.int32) for channel in range(3))
-        found, inverse = np.unique((red << 16) | (green << 8) | blue, return_inverse=True)
+        codes = (red << 16) | (green << 8) | blue
+        table = np.zeros(1 << 24, dtype=np.int16)  # a look-up by colour is ten times as fast as sorting the pixels
+        table[codes] = 1
+        found = np.flatnonzero(table)
         rgb = np.stack([found >> 16, (found >> 8) & 255, found & 255], axis=1)
         distances = np.sqrt(((rgb[:, None].astype(np.int64) - self.colours[None]) ** 2).sum(-1))
         nearest = distances.argmin(axis=1)
@@ -192,10 +222,11 @@ class _Palette:
                 "concepts or options.ignore_values, or raise options.tolerance"
             )
         nearest[unknown] = -1
-        return nearest[inverse].reshape(file.values.shape[:2]), self.index_of_key
+        table[found] = nearest
+        return table[codes], self.index_of_key
 
 
-def _is_colour(key: int | str) -> bool:
+def _is_colour(key: Any) -> bool:
     return isinstance(key, str) and len(key) == 7 and key[0] == "#" and set(key[1:].lower()) <= set("0123456789abcdef")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from medsam3.data.reader import Problem
 from medsam3.data.spec import DatasetSpec
 
 MISSING_MASK = ("error", "exclude", "absent", "unlabelled")
+MissingMask = str | dict[int | str, str]  # one of MISSING_MASK, or one for each key of masks
 MaskFiles = tuple[tuple[Key, tuple[str, ...]], ...]  # (key of concepts or None, files relative to the root)
 
 
@@ -21,29 +23,33 @@ class Pair:
     id: str
     image: str
     masks: MaskFiles
+    captured: Mapping[str, str]  # placeholder of the image pattern -> its text
 
 
-def check_missing_mask(value: str) -> None:
-    """Raises a ValueError if `value` is none of MISSING_MASK."""
-    if value not in MISSING_MASK:
-        raise ValueError(f"options.missing_mask={value!r}: must be one of {', '.join(MISSING_MASK)}")
+def check_missing_mask(value: MissingMask) -> None:
+    """Raises a ValueError if `value` is or holds what is none of MISSING_MASK."""
+    for rule in value.values() if isinstance(value, dict) else (value,):
+        if rule not in MISSING_MASK:
+            raise ValueError(f"options.missing_mask={rule!r}: must be one of {', '.join(MISSING_MASK)}")
 
 
-def pair_files(spec: DatasetSpec, root: Path, missing_mask: str) -> tuple[list[Pair], list[Problem]]:
+def pair_files(spec: DatasetSpec, root: Path, missing_mask: MissingMask) -> tuple[list[Pair], list[Problem]]:
     """Pair the image and mask files below `root` by the patterns of the spec.
 
     A file that fits both an image and a mask pattern is a mask, unless the two patterns are the same text.
 
     Args:
-        missing_mask: what an image without a mask file means. error: a problem; exclude: left out, listed; absent: the
-            concept is not in the image; unlabelled: it is not annotated there, and an image without any is left out.
+        missing_mask: what an image without a mask file (of a key) means. error: a problem; exclude: left out, listed;
+            absent: the concept is not in the image; unlabelled: it is not annotated there, and an image without any
+            mask file is left out.
 
     Returns:
         The pairs, and a problem for each image or mask file without a partner.
     """
     image_patterns = [FilePattern(text) for text in spec.images]
     mask_patterns = {key: [FilePattern(text) for text in texts] for key, texts in spec.mask_patterns().items()}
-    files = list_files(root, [*image_patterns, *(p for patterns in mask_patterns.values() for p in patterns)])
+    there = list_files(root, [*image_patterns, *(p for patterns in mask_patterns.values() for p in patterns)])
+    files = [path for path in there if path not in spec.ignore_files]
     index = {key: [_by_capture(pattern, files) for pattern in patterns] for key, patterns in mask_patterns.items()}
     claimed = {
         path
@@ -54,7 +60,7 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: str) -> tuple[list[P
         for path in paths
     }
     pairs: list[Pair] = []
-    problems: list[Problem] = []
+    problems = [Problem(path, spec.ignore_files[path], expected=True) for path in there if path in spec.ignore_files]
     used: set[str] = set()
     for path in files:
         captured = next((c for p in image_patterns if (c := p.match(path)) is not None), None)
@@ -63,14 +69,18 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: str) -> tuple[list[P
         item_id = "/".join(captured.values())
         masks = tuple((key, _masks_of(captured, mask_patterns[key], index[key])) for key in mask_patterns)
         used.update(mask for _, paths in masks for mask in paths)
-        kept = masks if missing_mask != "unlabelled" else tuple((key, paths) for key, paths in masks if paths)
-        missing = not kept or (missing_mask in ("error", "exclude") and any(not paths for _, paths in kept))
-        if missing:
-            problems.append(Problem(item_id, f"{path}: image without mask", expected=missing_mask != "error"))
+        rules = {_rule(missing_mask, key) for key, paths in masks if not paths}
+        kept = tuple((key, paths) for key, paths in masks if paths or _rule(missing_mask, key) != "unlabelled")
+        if rules & {"error", "exclude"} or not kept:
+            problems.append(Problem(item_id, f"{path}: image without mask", expected="error" not in rules))
         else:
-            pairs.append(Pair(item_id, path, kept))
+            pairs.append(Pair(item_id, path, kept, captured))
     problems += [Problem(path, "mask without image") for path in sorted(claimed - used)]
     return pairs, problems
+
+
+def _rule(missing_mask: MissingMask, key: Key) -> str:
+    return missing_mask[key] if isinstance(missing_mask, dict) and key is not None else str(missing_mask)
 
 
 Captures = tuple[tuple[str, str], ...]

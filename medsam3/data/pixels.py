@@ -1,18 +1,23 @@
-"""Pixels of image and mask files, decoded by Pillow.
+"""Pixels of image and mask files: what Pillow decodes, the same packed with gzip, and MetaImage (.mha, .mhd).
 
 EXIF orientation is applied neither to images nor to masks: annotations are drawn on the stored pixels.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 
-UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, zlib.error, Image.DecompressionBombError)
+META_IMAGE = (".mha", ".mhd")
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 Range = tuple[float, float]
 
@@ -24,7 +29,12 @@ def size_of(path: Path) -> tuple[int, int]:
         ValueError: the file cannot be opened.
     """
     try:
-        with Image.open(path) as file:
+        if path.suffix in META_IMAGE:
+            reader = _meta_image(path)
+            reader.ReadImageInformation()
+            width, height = reader.GetSize()[:2]
+            return height, width
+        with _opened(path) as file:
             return file.height, file.width
     except UNREADABLE as error:
         raise unreadable(path, error) from error
@@ -40,10 +50,15 @@ def read_image(path: Path, window: Range | None = None, percentiles: Range | Non
         ValueError: the file cannot be read, or has more than 8 bits and neither window nor percentiles are given.
     """
     try:
-        with Image.open(path) as file:
-            if file.mode not in WIDE_MODES:
-                return np.array(file if file.mode == "RGB" else file.convert("RGB"))
-            values = np.asarray(file)
+        if path.suffix in META_IMAGE:
+            values = _read_meta_image(path)
+            if values.ndim == 3:
+                return to_8_bit(values, window, percentiles, str(path))
+        else:
+            with _opened(path) as file:
+                if file.mode not in WIDE_MODES:
+                    return np.array(file if file.mode == "RGB" else file.convert("RGB"))
+                values = np.asarray(file)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     return grey_to_rgb(to_8_bit(values, window, percentiles, str(path)))
@@ -58,12 +73,38 @@ def read_mask(path: Path) -> NDArray[Any]:
         ValueError: the file cannot be read.
     """
     try:
-        with Image.open(path) as file:
+        if path.suffix in META_IMAGE:
+            return _read_meta_image(path)
+        with _opened(path) as file:
             if file.mode in ("L", "P", "RGB", *WIDE_MODES):
                 return np.asarray(file)
             return np.asarray(file.convert("L" if file.mode in ("1", "LA", "La") else "RGB"))
     except UNREADABLE as error:
         raise unreadable(path, error) from error
+
+
+def _opened(path: Path) -> Image.Image:
+    if path.suffix == ".gz":
+        return Image.open(io.BytesIO(gzip.decompress(path.read_bytes())))
+    return Image.open(path)
+
+
+def _meta_image(path: Path) -> sitk.ImageFileReader:
+    with path.open("rb"):  # SimpleITK does not say why a file cannot be opened
+        reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _read_meta_image(path: Path) -> NDArray[Any]:
+    """A picture, [H, W] or [H, W, 3]. A third axis of length 3 is colour, not depth, if it is the slowest one."""
+    values = sitk.GetArrayFromImage(_meta_image(path).Execute())
+    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
+        values = np.ascontiguousarray(np.moveaxis(values, 0, 2))
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
+        raise ValueError(f"it has axes {values.shape}, no picture; see the reader label_volume")
+    return values
 
 
 def unreadable(path: Path, error: BaseException) -> ValueError:

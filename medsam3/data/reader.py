@@ -8,9 +8,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import pickle
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from medsam3.data.grouping import group_finder
 from medsam3.data.instances import Instances
 from medsam3.data.patterns import archives_in
 from medsam3.data.schema import build
@@ -43,6 +43,10 @@ class Problem:
     item: str  # id or path
     reason: str
     expected: bool = False  # the YAML says so: a listed exclusion; otherwise an error when the data are prepared
+
+
+class LeftOutError(ValueError):
+    """An item whose content makes the YAML leave it out: not read, but listed when the data are prepared."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +142,16 @@ class Reader(ABC):
             ValueError: no file fits the patterns; two items of one id; an id that the group pattern does not fit.
         """
         found = self.find()
-        if not found.items and not found.problems:
+        if not found.items and (not found.problems or self.spec.hint is not None):
             raise ValueError(self._nothing_found())
         items: list[Item] = []
         excluded = self.spec.exclude
+        group_of = group_finder(self.spec.group, self.root) if self.spec.group is not None else None
         for item in sorted(found.items, key=lambda item: item.id):
             if items and items[-1].id == item.id:
                 raise ValueError(f"{self.root}: two files for the item {item.id!r}: {items[-1].image} and {item.image}")
             if item.id not in excluded:
-                items.append(self._grouped(item))
+                items.append(item if group_of is None else self._grouped(item, group_of))
         ids = {item.id for item in found.items}
         problems = list(found.problems)
         for item_id, reason in excluded.items():
@@ -172,15 +177,11 @@ class Reader(ABC):
         """The problems of `listing`."""
         return self.listing().problems
 
-    def _grouped(self, item: Item) -> Item:
-        if self.spec.group is None:
-            return item
-        found = re.search(self.spec.group, item.id)
-        if found is None or found.group(1) is None:
-            raise ValueError(
-                f"configs/dataset/{self.spec.name}.yaml: group={self.spec.group!r} finds nothing in {item.id!r}"
-            )
-        return dataclasses.replace(item, group=found.group(1))
+    def _grouped(self, item: Item, group_of: Callable[[str], str]) -> Item:
+        try:
+            return dataclasses.replace(item, group=group_of(item.id))
+        except ValueError as error:
+            raise ValueError(f"configs/dataset/{self.spec.name}.yaml: {error}") from error
 
     def _nothing_found(self) -> str:
         there = sorted(path.name for path in self.root.iterdir())
@@ -189,7 +190,7 @@ class Reader(ABC):
         if packed:
             hint = f"unpack {', '.join(packed[:3])} there"
         else:
-            hint = "is the download complete, and unpacked as it came?"
+            hint = self.spec.hint or "is the download complete, and unpacked as it came?"
         return (
             f"{self.root}: no file fits images: {' | '.join(self.spec.images)} of data set {self.spec.name!r}; "
             f"the folder holds {shown or 'nothing'}; {hint}"

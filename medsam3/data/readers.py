@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsam3.data.image_mask import ImageMaskReader
 from medsam3.data.label_volume import LabelVolumeReader
-from medsam3.data.patterns import archives_in
+from medsam3.data.patterns import FilePattern, archives_in
 from medsam3.data.reader import Reader
 from medsam3.data.schema import did_you_mean
 from medsam3.data.spec import DatasetSpec
@@ -39,32 +39,46 @@ def open_reader(spec: DatasetSpec, data_root: Path, cache: Path) -> Reader:
 def find_root(spec: DatasetSpec, data_root: Path) -> Path:
     """The folder of a data set: <data_root>/<root>, or <data_root>/<name>/<root>, or a folder of a Python package.
 
+    A folder that holds the folders of the image patterns comes before one that does not. What a download unpacks may
+    also lie in <data_root>/<name> itself.
+
     Raises:
         ValueError: data_root is no folder; the data set is not in it (NotFoundError), or is there twice.
     """
-    if spec.root.startswith(PACKAGE):
+    if spec.root[0].startswith(PACKAGE):
         return _inside_package(spec)
     if not data_root.is_dir():
         raise ValueError(
             f"data.root={data_root}: no such folder; set data.root=<folder that holds the downloaded data sets>"
         )
-    places = list(dict.fromkeys([data_root / spec.root, data_root / spec.name / spec.root]))
-    found = [place for place in places if place.is_dir()]
+    named = data_root / spec.name
+    places = list(dict.fromkeys(place / root for root in spec.root for place in (data_root, named)))
+    there = [place for place in places if place.is_dir()]
+    found = (
+        [place for place in there if _holds_images(spec, place)]
+        or [place for place in [named] if place.is_dir() and _holds_images(spec, place)]
+        or [place for place in there if place != data_root]
+    )
     if not found:
-        there = [path.name for path in data_root.iterdir() if path.is_dir()]
+        folders = [path.name for path in data_root.iterdir() if path.is_dir()]
         packed = archives_in(data_root)
         hint = f" Archives are there, still packed: {', '.join(packed[:5])}." if packed else ""
         raise NotFoundError(
-            f"data set {spec.name!r}: no folder {places[0]} (nor {places[-1]}).{did_you_mean(spec.root, there)}{hint} "
-            f"Set data.root, or unpack {spec.title} there"
+            f"data set {spec.name!r}: no folder {' nor '.join(map(str, [*places, named]))}."
+            f"{did_you_mean(spec.root[0], folders)}{hint} Set data.root, or unpack {spec.title} there"
         )
-    if len(found) > 1 and not found[0].samefile(found[1]):
-        raise ValueError(f"data set {spec.name!r}: two copies, {found[0]} and {found[1]}; remove one")
+    for other in found[1:]:
+        if not other.samefile(found[0]):
+            raise ValueError(f"data set {spec.name!r}: two copies, {found[0]} and {other}; remove one")
     return found[0]
 
 
+def _holds_images(spec: DatasetSpec, place: Path) -> bool:
+    return any((place / FilePattern(text).folder).is_dir() for text in spec.images)
+
+
 def _inside_package(spec: DatasetSpec) -> Path:
-    package, _, folder = spec.root.removeprefix(PACKAGE).partition("/")
+    package, _, folder = spec.root[0].removeprefix(PACKAGE).partition("/")
     found = importlib.util.find_spec(package)  # locates a top-level package without running its code
     if found is None or not found.submodule_search_locations:
         raise NotFoundError(

@@ -49,6 +49,8 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return value if isinstance(value, kind) else build(kind, value, where)
     if origin in (typing.Union, types.UnionType):
         return _first_fitting(value, arguments, where)
     if origin is tuple:
@@ -71,6 +73,9 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
 
 
 def _first_fitting(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    nested = [kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(kind, type)]
+    if nested and isinstance(value, dict):
+        return build(nested[0], value, where)  # so that the message names the key in it
     for kind in kinds:
         try:
             return _converted(value, kind, where)
@@ -82,4 +87,6 @@ def _first_fitting(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
 def _in_words(kind: Any) -> str:
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
     words = {tuple: "a list", dict: "a mapping"}
+    if dataclasses.is_dataclass(kind):
+        return words[dict]
     return names.get(kind) or words.get(typing.get_origin(kind), str(kind))

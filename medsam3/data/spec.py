@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,15 @@ from typing import Any
 
 import yaml
 
+from medsam3.data.grouping import GroupRule, check_group
 from medsam3.data.patterns import FilePattern
 from medsam3.data.schema import build, did_you_mean
 
 USES = ("train", "internal", "external", "example")
 INSTANCES = ("whole", "components", "labels", "files")
+KEEP = ("all", "non_empty")
+COPIES = ("all", "first", "none")
+UNION = "*"  # the key of the concept that holds those of all keys
 # Modality -> what its pictures can show. A concept of one family is never asked of an image of the same family unless
 # the data set says that it is absent there (see dataset.py): an ultrasound image may well show a liver nobody marked.
 MODALITIES = {
@@ -45,25 +48,36 @@ class DatasetSpec:
     modality: str  # one of MODALITIES
     used_for: tuple[str, ...]  # train | internal (Table 3 top) | external (Table 3 bottom) | example
     reader: str  # a name of medsam3.data.readers.READERS
-    root: str  # folder under data.root, or package:<python package>/<folder> for files that a wheel ships
+    root: tuple[str, ...]  # folder under data.root (or names that it may have), or package:<python package>/<folder>
     images: tuple[str, ...]  # one or several patterns
-    concepts: dict[
-        int | str, str
-    ]  # what the data call it (value, "#RRGGBB", class, key of `masks`) -> canonical concept
+    # what the data call it (value, "#RRGGBB", class, label, key of `masks`) -> canonical concept. A concept of several
+    # keys is their union, and so is that of "*" of all keys.
+    concepts: dict[int | str, str]
     masks: str | tuple[str, ...] | dict[int | str, str] | None = (
         None  # pattern, patterns, or {key of concepts: pattern}
     )
     instances: str = "whole"  # what one instance is: whole | components | labels | files
     min_area_px: int = 1  # smaller instances are dropped (not with instances: whole)
-    group: str | None = None  # regex on the item id whose first group names the patient or video
-    exclusive: tuple[str, ...] | None = None  # concepts that may not overlap in an evaluation; None: all of the set
+    group: str | GroupRule | None = None  # the patient or video: a regex on the item id, or a rule (see grouping.py)
+    exclusive: tuple[str, ...] | None = None  # concepts that may not overlap in an evaluation; None: all but "*"
     exclude: dict[str, str] = field(default_factory=dict)  # item id -> reason
+    ignore_files: dict[str, str] = field(default_factory=dict)  # path -> reason; as if it were not there, but listed
+    keep: str = "all"  # all | non_empty: items without any instance are left out when the set is prepared
+    copies: str = "all"  # of items with the same pixels keep all | the first | none; the same
+    hint: str | None = None  # what must be done beyond unpacking; said where no image is found
     options: dict[str, Any] = field(default_factory=dict)  # what this reader alone understands
 
     @property
     def concept_names(self) -> tuple[str, ...]:
         """The canonical concepts, each once, in the order of the file."""
         return tuple(dict.fromkeys(self.concepts.values()))
+
+    @property
+    def exclusive_concepts(self) -> tuple[str, ...]:
+        """The concepts that may not overlap in an evaluation."""
+        if self.exclusive is not None:
+            return self.exclusive
+        return tuple(concept for concept in self.concept_names if concept != self.concepts.get(UNION))
 
     @property
     def is_external(self) -> bool:
@@ -138,6 +152,8 @@ def _check(spec: DatasetSpec, path: Path) -> None:
     _one_of(path, "modality", spec.modality, MODALITIES)
     for use in spec.used_for:
         _one_of(path, "used_for", use, USES)
+    _one_of(path, "keep", spec.keep, KEEP)
+    _one_of(path, "copies", spec.copies, COPIES)
     if not spec.concepts:
         raise ValueError(f"{path}: concepts: empty; give {{value in the mask: name of the concept}}")
     for concept in spec.exclusive or ():
@@ -146,9 +162,9 @@ def _check(spec: DatasetSpec, path: Path) -> None:
         raise ValueError(f"{path}: min_area_px={spec.min_area_px}: must be 1 or more")
     if spec.min_area_px > 1 and spec.instances == "whole":
         raise ValueError(f"{path}: min_area_px={spec.min_area_px} has no effect with instances: whole")
-    _check_group(spec, path)
     _check_patterns(spec, path)
     try:
+        check_group(spec.group)
         READERS[spec.reader].check(spec)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -157,17 +173,6 @@ def _check(spec: DatasetSpec, path: Path) -> None:
 def _one_of(path: Path, key: str, value: str, legal: Iterable[str]) -> None:
     if value not in legal:
         raise ValueError(f"{path}: {key}={value!r}.{did_you_mean(value, legal)} Legal: {', '.join(legal)}")
-
-
-def _check_group(spec: DatasetSpec, path: Path) -> None:
-    if spec.group is None:
-        return
-    try:
-        groups = re.compile(spec.group).groups
-    except re.error as error:
-        raise ValueError(f"{path}: group={spec.group!r}: not a regular expression ({error})") from error
-    if groups < 1:
-        raise ValueError(f"{path}: group={spec.group!r}: needs brackets around what names the patient or video")
 
 
 def _check_patterns(spec: DatasetSpec, path: Path) -> None:
@@ -193,5 +198,5 @@ def _check_patterns(spec: DatasetSpec, path: Path) -> None:
                     f"{path}: masks: {mask_key!r} is not a key of concepts ({', '.join(str(k) for k in spec.concepts)})"
                 )
         for concept_key in spec.concepts:
-            if concept_key not in spec.masks:
+            if concept_key not in spec.masks and concept_key != UNION:
                 raise ValueError(f"{path}: concepts: {concept_key!r} has no pattern in masks")
