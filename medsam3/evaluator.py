@@ -222,12 +222,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write results.csv, prompts.md and overlays/*.png."""
+    """Write results.csv, prompts.md and overlays/*.png; pictures of an earlier evaluation are removed."""
     write_atomically(folder / "results.csv", results_csv(evaluation.results))
     write_atomically(folder / "prompts.md", prompt_table(evaluation.prompt_dice))
-    (folder / "overlays").mkdir(exist_ok=True)
+    pictures = folder / "overlays"
+    pictures.mkdir(exist_ok=True)
+    for old in pictures.glob("*.png"):
+        old.unlink()
     for name, picture in evaluation.overlays.items():
-        picture.save(folder / "overlays" / name)
+        picture.save(pictures / name)
 
 
 def _parts_of_split(config: EvaluateConfig) -> tuple[dict[str, str], list[str]]:

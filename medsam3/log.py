@@ -78,7 +78,7 @@ def write_run_facts(folder: Path, config_yaml: str) -> None:
     facts = {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "git_commit": _git_commit(),
+        "code": code_version(),
         "processes": distributed.world_size(),
     }
     write_atomically(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
@@ -91,10 +91,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
+def code_version() -> str:
+    """The git commit of this package, or its version where it is installed without its history."""
     root = Path(__file__).parent.parent
     answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
-    return answer.stdout.strip() or None
+    return answer.stdout.strip() or f"version {_version('medsam3')}"
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

@@ -36,7 +36,7 @@ from medsam3.optim import build_optimizer, set_learning_rates
 from medsam3.predictor import ImagePredictor
 from medsam3.report import mean_score, writable_folder
 from medsam3.training_model import Sam3ForTraining
-from medsam3.training_record import write_record
+from medsam3.training_record import write_best
 
 
 @dataclass
@@ -241,6 +241,14 @@ def _validate(run: Run) -> None:
     if better:
         run.progress.best_dice = mean.dice
         if distributed.is_main():
-            run.loaded.model.save_pretrained(run.folder / 'best')
-            write_record(run.folder / 'best', run.corpus, run.stored_config)
+            progress = run.progress
+            write_best(
+                run.folder / "best",
+                run.loaded,
+                run.corpus,
+                run.config,
+                evaluation.scores,
+                progress.epoch,
+                progress.step,
+            )
     distributed.barrier()

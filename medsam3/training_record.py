@@ -1,4 +1,4 @@
-"""What a model was trained on: written beside every `best` model, and read before it is evaluated."""
+"""What a model was trained on: written into every `best` folder, and read before the model is evaluated."""
 
 from __future__ import annotations
 
@@ -6,20 +6,74 @@ import json
 from pathlib import Path
 from typing import Any
 
+from medsam3.checkpoint_io import save_transformers_folder
+from medsam3.config import TrainConfig
+from medsam3.data.cards import card_names, load_card
 from medsam3.data.corpus import Corpus
-from medsam3.report import write_atomically
+from medsam3.log import code_version
+from medsam3.model import LoadedModel, processor
+from medsam3.model_card import ModelCard, TrainingData
+from medsam3.report import Score
 
 RECORD_FILE = "training.json"
 
 
-def write_record(folder: Path, corpus: Corpus, config: dict[str, Any]) -> None:
-    """Write the data sets, the hash of their split files, and the configuration."""
+def write_best(
+    folder: Path,
+    loaded: LoadedModel,
+    corpus: Corpus,
+    config: TrainConfig,
+    scores: dict[str, Score],
+    epoch: int,
+    step: int,
+) -> None:
+    """Write a model for its users: a transformers folder with a model card and the record of its training data.
+
+    Args:
+        scores: of the validation that found this model to be the best so far.
+    """
+    card = ModelCard(
+        name=config.name,
+        started_from=config.model.checkpoint,
+        image_size=config.model.image_size,
+        split_by=corpus.split_by,
+        step=step,
+        epoch=epoch,
+        loss=config.loss.variant,
+        code=code_version(),
+        data=[_training_data(corpus, name, scores.get(name)) for name in corpus.specs],
+    )
     record = {
+        "image_size": config.model.image_size,
         "split_by": corpus.split_by,
         "splits": {name: corpus.split_hash(name) for name in corpus.specs},
-        "config": config,
+        "validation": {name: {"dice": score.dice, "iou": score.iou} for name, score in scores.items()},
+        "epoch": epoch,
+        "step": step,
     }
-    write_atomically(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+    save_transformers_folder(
+        loaded.model,
+        loaded.tokenizer.tokenizer,
+        processor(loaded.tokenizer.tokenizer, config.model.image_size),
+        folder,
+        card,
+        {RECORD_FILE: json.dumps(record, indent=2) + "\n"},
+    )
+
+
+def _training_data(corpus: Corpus, name: str, score: Score | None) -> TrainingData:
+    licence = load_card(name).licence.value if name in card_names() else "not recorded"
+    return TrainingData(
+        name=name,
+        title=corpus.specs[name].title,
+        licence=str(licence),
+        split_sha256=corpus.split_hash(name),
+        train_images=len(corpus.manifest.select("train", name)),
+        validation_images=len(corpus.manifest.select("val", name)),
+        prompts=[corpus.prompt(name, concept) for concept in corpus.specs[name].concept_names],
+        validation_dice=score.dice if score else None,
+        validation_iou=score.iou if score else None,
+    )
 
 
 def refuse_training_rows(checkpoint: str, corpus: Corpus, parts: dict[str, str]) -> None:
@@ -28,7 +82,8 @@ def refuse_training_rows(checkpoint: str, corpus: Corpus, parts: dict[str, str])
     A checkpoint without a record (Meta's, or one converted from elsewhere) passes.
 
     Raises:
-        ValueError: a data set is asked for by its training part, or was split differently in training.
+        ValueError: a data set is asked for by another part than its validation part, or was split differently in
+            training.
     """
     record = _read_record(Path(checkpoint))
     if record is None:
@@ -51,8 +106,9 @@ def refuse_training_rows(checkpoint: str, corpus: Corpus, parts: dict[str, str])
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any] | None:
-    for path in (checkpoint / RECORD_FILE, checkpoint / "best" / RECORD_FILE, checkpoint.parent / "best" / RECORD_FILE):
-        if path.is_file():
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    for folder in (run, run / "best", run.parent / "best"):
+        if (folder / RECORD_FILE).is_file():
+            content: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
             return content
     return None
