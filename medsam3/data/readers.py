@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from medsam3.data.annotated import ContourTextReader, LabelmeReader, PolygonXmlReader
+from medsam3.data.annotation_tables import CocoReader, RunLengthReader, ViaReader
 from medsam3.data.image_mask import ImageMaskReader
 from medsam3.data.label_volume import LabelVolumeReader
+from medsam3.data.mat import MatReader
 from medsam3.data.patterns import FilePattern, archives_in
 from medsam3.data.reader import Reader
 from medsam3.data.schema import did_you_mean
@@ -15,6 +18,13 @@ from medsam3.data.spec import DatasetSpec
 READERS: dict[str, type[Reader]] = {
     "image_mask": ImageMaskReader,
     "label_volume": LabelVolumeReader,
+    "labelme_json": LabelmeReader,
+    "polygon_xml": PolygonXmlReader,
+    "contour_text": ContourTextReader,
+    "coco_json": CocoReader,
+    "via_json": ViaReader,
+    "rle_csv": RunLengthReader,
+    "mat": MatReader,
 }
 PACKAGE = "package:"
 
