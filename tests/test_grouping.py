@@ -101,7 +101,5 @@ def test_a_rule_in_yaml_reaches_the_items(folder, save, reader_of):
     assert {item.id: item.group for item in items} == {"1": "0-9", "9": "0-9", "10": "10-19"}
     with pytest.raises(ValueError, match=r"small\.yaml: group: unknown key 'block'.*'blocks'"):
         reader_of(group={"block": 10})
-    with pytest.raises(
-        ValueError, match=r"configs/dataset/small\.yaml: group\.ranges: 10 is in none"
-    ):
+    with pytest.raises(ValueError, match=r"configs/dataset/small\.yaml: group\.ranges: 10 is in none"):
         reader_of(group={"ranges": [[1, 9]]}).items()

@@ -83,7 +83,7 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path):
 
 def test_a_use_selects_the_sets_that_have_it():
     assert {"drive", "kvasir_seg"} <= set(load_specs("train"))
-    assert {"drive", "kvasir_seg"} <= set(load_specs("internal"))
+    assert {"drive", "glas"} <= set(load_specs("internal"))
     assert "chase_db1" in load_specs("external")
     for use in ("train", "internal", "external"):
         assert "mni152" not in load_specs(use)
