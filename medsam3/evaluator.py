@@ -105,7 +105,9 @@ def run_evaluation(
     workers = distributed.loading_processes(config.workers)
     loader: Any = DataLoader(TruthImages(corpus, mine), batch_size=None, collate_fn=_as_is, num_workers=workers)
     findings = _Findings()
-    for rows, image, truths in tqdm(loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2):
+    for rows, image, truths in tqdm(
+        loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2
+    ):
         _evaluate_image(predictor, corpus, rows, image, truths, (rows.dataset, rows.item) in pictured, findings)
     return _merge(distributed.gather_objects(findings), list(parts))
 

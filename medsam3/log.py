@@ -8,11 +8,12 @@ import netrc
 import os
 import platform
 import resource
+import secrets
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from medsam3 import distributed
 from medsam3.config import WandbConfig
 from medsam3.report import write_atomically
 
+WandbMode = Literal["online", "offline", "disabled"]
 PACKAGES = ("medsam3", "torch", "torchvision", "transformers", "numpy", "scipy", "pillow", "hydra-core")
 
 
@@ -105,10 +107,11 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def _wandb_mode(mode: str) -> str:
-    if mode != "auto":
-        return {"off": "disabled"}.get(mode, mode)
-    return "online" if _logged_in_to_wandb() else "offline"
+def _wandb_mode(mode: str) -> WandbMode:
+    if mode == "auto":
+        mode = "online" if _logged_in_to_wandb() else "offline"
+    modes: dict[str, WandbMode] = {"online": "online", "offline": "offline", "off": "disabled"}
+    return modes[mode]
 
 
 def _logged_in_to_wandb() -> bool:
@@ -120,13 +123,13 @@ def _logged_in_to_wandb() -> bool:
         return False
 
 
-def _start_wandb(folder: Path, name: str, project: str, mode: str, config: dict[str, Any]) -> Any:
+def _start_wandb(folder: Path, name: str, project: str, mode: WandbMode, config: dict[str, Any]) -> Any:
     """Begin a W&B run, or go on with the run of this folder; its id lies in wandb_id.txt."""
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     id_file = folder / "wandb_id.txt"
-    run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+    run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
     write_atomically(id_file, run_id + "\n")
     return wandb.init(
         project=project,

@@ -135,7 +135,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     tokens = alphabet + [f"{c}</w>" for c in alphabet] + [a + b for a, b in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,  # type: ignore[arg-type]  # pairs, as its own files hold them
+        model_max_length=TEXT_LENGTH,
     )
 
 

@@ -60,7 +60,7 @@ class ImagePredictor:
             prompts: the words to use for each concept, where they differ from its name.
 
         Returns:
-            One prediction per concept, in their order. The mask is empty if its score is below `evaluation.score_threshold`.
+            One prediction per concept, in their order. Below `evaluation.score_threshold` the mask is empty.
         """
         pixels = image_to_tensor(image, self.image_size)[None]
         scores, logits = self._best_masks(pixels, list(prompts) or list(concepts))

@@ -153,7 +153,9 @@ def score_table(
         missing = sorted(scores.keys() - baseline.keys())
         if missing:
             raise ValueError(f"baseline has no data set {', '.join(missing)}; it has {', '.join(sorted(baseline))}")
-    rows = [[titles.get(name, name), *_cells(score, baseline and baseline[name])] for name, score in scores.items()]
+    rows = [
+        [titles.get(name, name), *_cells(score, baseline[name] if baseline else None)] for name, score in scores.items()
+    ]
     if len(scores) > 1:
         mean_baseline = mean_score({name: baseline[name] for name in scores}) if baseline else None
         rows.append(["**Avg.**", *_cells(mean_score(scores), mean_baseline)])

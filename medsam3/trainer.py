@@ -144,8 +144,8 @@ def _training_loader(config: TrainConfig, corpus: Corpus, loaded: LoadedModel) -
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    return DataLoader(
-        dataset,
+    return DataLoader(  # collate turns samples into a Batch
+        dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=distributed.loading_processes(config.data.workers),
         collate_fn=partial(collate, tokenizer=loaded.tokenizer),

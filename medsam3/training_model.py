@@ -196,8 +196,8 @@ class Sam3ForTraining(nn.Module):
 
 
 def _decoder_layer(
-    decoder: nn.Module,
-    layer: nn.Module,
+    decoder: Any,  # Sam3DetrDecoder
+    layer: Any,  # one of its layers
     attending: int | None,
     states: Tensor,
     boxes: Tensor,

@@ -1,4 +1,4 @@
-"""Dice and IoU of a checkpoint on a split: `python scripts/evaluate.py split=external checkpoint=runs/full_finetune`."""
+"""Measure a checkpoint: `python scripts/evaluate.py split=external checkpoint=runs/full_finetune`."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ echo "1/4  prepare: the MNI152 template that the nilearn wheel ships"
 python scripts/prepare_data.py dataset=mni152
 
 echo "2/4  evaluate the untrained model"
-python scripts/evaluate.py name=quickstart/untrained split=[mni152] checkpoint=tiny image_size=112
+python scripts/evaluate.py name=quickstart/untrained split=[mni152] checkpoint=tiny image_size=168
 
 echo "3/4  train on 2 processes (run again after an interruption: it resumes)"
 torchrun --standalone --nproc_per_node=2 scripts/train.py experiment=quickstart
 
 echo "4/4  evaluate the trained model"
-python scripts/evaluate.py name=quickstart/trained split=[mni152] checkpoint=$out image_size=112 \
+python scripts/evaluate.py name=quickstart/trained split=[mni152] checkpoint=$out image_size=168 \
   baseline=$out/untrained/results.json
 
 cat <<END

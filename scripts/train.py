@@ -1,4 +1,4 @@
-"""Fine-tune SAM3 with text prompts: `torchrun --standalone --nproc_per_node=4 scripts/train.py experiment=full_finetune`."""
+"""Fine-tune SAM3: `torchrun --standalone --nproc_per_node=4 scripts/train.py experiment=full_finetune`."""
 
 from __future__ import annotations
 

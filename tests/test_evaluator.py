@@ -37,7 +37,9 @@ def test_results_json_is_the_mean_of_results_csv_and_every_query_has_a_row(data,
     result = json.loads((tmp_path / "runs/run/results.json").read_text())
     assert len(rows) == 6 * 3 and {row["concept"] for row in rows} == {"brain", "gray matter", "white matter"}
     assert result["datasets"]["mni152"]["queries"] == 18 and result["datasets"]["mni152"]["images"] == 6
-    assert result["datasets"]["mni152"]["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]), abs=1e-6)
+    assert result["datasets"]["mni152"]["dice"] == pytest.approx(
+        np.mean([float(row["dice"]) for row in rows]), abs=1e-6
+    )
     picture = next((tmp_path / "runs/run/overlays").iterdir())
     assert Image.open(picture).size[0] > 600
 

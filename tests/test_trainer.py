@@ -1,5 +1,5 @@
-"""The training loop on the tiny model: every experiment takes a step, a resumed run equals the unbroken one, two processes give
-the gradient of one process with both batches."""
+"""The training loop on the tiny model: every experiment takes a step, a resumed run equals the unbroken one, two
+processes take the step of one process with both batches."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ def test_a_changed_configuration_is_refused_with_the_differing_keys(data, tmp_pa
 def test_two_processes_take_the_step_of_one_process_with_both_batches(data, tmp_path):
     """Mean over two ranks with one image each = one rank that accumulates the two images.
 
-    The box normaliser is averaged over ranks but not over accumulated batches, so the comparison needs equal counts: every image of
-    the template holds three concepts with one instance each."""
+    The box normaliser is averaged over ranks but not over accumulated batches, so the comparison needs equal counts:
+    every image of the template holds three concepts with one instance each.
+    """
     common = ["trainer.max_steps=2", "data.max_queries=3", "optim.schedule.warmup_steps=0"]
     train(tmp_path, data, *common, "name=two", processes=2)
     train(tmp_path, data, *common, "name=one", "trainer.accumulation_steps=2")
