@@ -79,15 +79,15 @@ def read_mat(path: Path, key: str) -> NDArray[Any]:
     Raises:
         ValueError: the file cannot be read, has no such variable, or it is no matrix.
     """
-    first, *fields = key.split("/")
     try:
-        try:
+        if h5py.is_hdf5(path):  # version 7.3, which holds the axes in reverse
+            with h5py.File(path) as file:
+                value = file[key][()].T
+        else:
+            first, *fields = key.split("/")
             value = scipy_io.loadmat(path)[first]
             for field in fields:
                 value = value[field][0, 0]
-        except NotImplementedError:  # version 7.3 is HDF5, which holds the axes in reverse
-            with h5py.File(path) as file:
-                value = file[key][()].T
     except (KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{path}: no variable {key!r}; there are: {', '.join(_mat_names(path))}") from error
     except (OSError, ValueError, TypeError, zlib.error, MatReadError) as error:
