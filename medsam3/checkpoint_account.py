@@ -125,5 +125,5 @@ def report(selection: Selection, config: Sam3Config | Sam3VideoConfig, stored: S
         parts.append(f"{selection.tracker_only} of the tracker left out")
     kinds = {str(value.dtype).removeprefix("torch.") for value in selection.tensors.values()} - {"float32"}
     if kinds:
-        parts.append(f"stored as {' and '.join(sorted(kinds))}, float32 in memory")
+        parts.append(f"stored as {' and '.join(sorted(kinds))}")
     return "; ".join(parts)

@@ -81,7 +81,7 @@ def load_detector(
         path: file, folder, or run of this package.
         image_size: side of the square input, px; None: as the checkpoint says (1008 if it does not).
         config: of the model; needed where a bare state dict is not of the released widths. Default: config.json beside
-            the weights, else the released model's, with numbers of queries and layers taken from the tensors.
+            the weights, else the released model's.
 
     Returns:
         The model, and the report: how many tensors of it came from where.
@@ -92,7 +92,7 @@ def load_detector(
     """
     opened = open_checkpoint(path, "detector", config, image_size)
     tensors = {name.removeprefix(DETECTOR): value for name, value in opened.tensors.items()}
-    return _instantiate(Sam3Model, opened.config, tensors), opened.report
+    return _instantiate(Sam3Model, opened.config, tensors), opened.report + _cast(tensors)
 
 
 def load_video_model(
@@ -113,8 +113,12 @@ def load_video_model(
     """
     opened = open_checkpoint(path, "video", config, image_size)
     if detector is not None:
-        opened = replace_detector(opened, open_checkpoint(detector, "detector", None, image_size))
-    return _instantiate(video_model_class(), opened.config, opened.tensors), opened.report
+        opened = replace_detector(opened, open_checkpoint(detector, "detector", config, image_size))
+    return _instantiate(video_model_class(), opened.config, opened.tensors), opened.report + _cast(opened.tensors)
+
+
+def _cast(tensors: Mapping[str, Tensor]) -> str:
+    return "" if all(value.dtype == torch.float32 for value in tensors.values()) else "; cast to float32"
 
 
 def _instantiate(model_class: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -206,7 +210,8 @@ def write_meta(reopen: Callable[[], Checkpoint], template: Mapping[str, Tensor] 
             meta[name] = meta_tensor(opened.tensors, links)
     meta = with_meta_only({name: meta[name] for name in plan}, opened.config, template)
     write_state_dict(meta, file)
-    lines = [f"{len(meta)} tensors in Meta's names (detector.{', tracker.' if opened.layout.has_tracker else ''})"]
+    prefixes = sorted({name.split(".")[0] for name in meta})
+    lines = [f"{len(meta)} tensors in Meta's names ({' and '.join(prefixes)})"]
     points = sum(POINTS in name for name in meta)
     if points:
         lines.append(f"{points} projections of point prompts from the template")

@@ -17,7 +17,7 @@ model.detr_decoder.clamp_presence_logit_max_val = float("inf")  # as in training
 processor = Sam3Processor.from_pretrained("{folder}")
 
 image = Image.open("{image}").convert("RGB")
-inputs = processor(images=image, text="{prompt}", return_tensors="pt")
+inputs = processor(images=image, text={prompt}, return_tensors="pt")
 # No box, but the prompt has to end with the geometry encoder's summary token: one padded box (label -10) adds it.
 inputs["input_boxes"] = torch.zeros(1, 1, 4)
 inputs["input_boxes_labels"] = torch.full((1, 1), -10)
@@ -108,7 +108,7 @@ SAM3, fine-tuned on medical images with text prompts. A `Sam3Model` of transform
 
 def _use(card: ModelCard) -> str:
     prompt = card.data[0].prompts[0] if card.data and card.data[0].prompts else "liver tumour"
-    code = USE.format(folder="path/to/this/folder", image="image.png", prompt=prompt.replace('"', '\\"'))
+    code = USE.format(folder="path/to/this/folder", image="image.png", prompt=json.dumps(prompt, ensure_ascii=False))
     return f"""## How to run it
 
 ```python

@@ -75,7 +75,7 @@ def test_half_precision_becomes_float32_and_is_said(tmp_path):
     half = {name: value if value.is_complex() else value.bfloat16() for name, value in meta_state().items()}
     model, report = load_detector(save(half, tmp_path / "sam3.pt"), config=config())
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
-    assert report.endswith("stored as bfloat16, float32 in memory")
+    assert report.endswith("; stored as bfloat16; cast to float32")
 
 
 def test_the_weights_do_not_depend_on_the_file(tmp_path):
