@@ -150,6 +150,20 @@ def test_bkai_keeps_the_red_polyps(shared_realdata, tmp_path):
     assert with_both == 6 and lost == 9  # a grey threshold would lose the red polyps of all nine images that have one
 
 
+def test_bkai_classes_that_touch_are_one_polyp_and_jpeg_specks_are_none(tmp_path):
+    mask = colours([((255, 0, 0), LEFT), ((0, 255, 0), box(10, 40)), ((255, 0, 0), box(90, 2, 3, 4))])
+    for folder, pixels in {"train/train": picture(), "train_gt/train_gt": mask, "test/test": picture(1)}.items():
+        write(tmp_path / f"bkai-igh-neopolyp/{folder}/00d8.jpeg", pixels, quality=75)
+    reader = shipped("bkai_neopolyp", tmp_path, tmp_path)
+    masks = reader.masks(reader.item("00d8"))
+    assert {concept: len(found) for concept, found in masks.items()} == {
+        "neoplastic polyp": 1,
+        "non-neoplastic polyp": 1,
+        "polyp": 1,
+    }
+    assert abs(int(masks["polyp"].areas_px[0]) - 1800) < 60
+
+
 def test_cvc_clinicdb_in_both_layouts(tmp_path):
     official, kaggle = tmp_path / "a/CVC-ClinicDB", tmp_path / "b/CVC-ClinicDB/PNG"
     soft = np.where(LEFT, 255, np.where(ndimage.binary_dilation(LEFT), 90, 0))

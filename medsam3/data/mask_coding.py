@@ -207,9 +207,9 @@ class _Palette:
             raise ValueError(f"{file.where}: concepts are colours, but the file is not in colour")
         red, green, blue = (file.values[:, :, channel].astype(np.int32) for channel in range(3))
         codes = (red << 16) | (green << 8) | blue
-        table = np.zeros(1 << 24, dtype=np.int16)  # a look-up by colour is ten times as fast as sorting the pixels
-        table[codes] = 1
-        found = np.flatnonzero(table)
+        is_there = np.zeros(1 << 24, dtype=bool)  # tables of all colours are ten times as fast as sorting the pixels
+        is_there[codes] = True
+        found = np.flatnonzero(is_there)
         rgb = np.stack([found >> 16, (found >> 8) & 255, found & 255], axis=1)
         distances = np.sqrt(((rgb[:, None].astype(np.int64) - self.colours[None]) ** 2).sum(-1))
         nearest = distances.argmin(axis=1)
@@ -222,8 +222,9 @@ class _Palette:
                 "concepts or options.ignore_values, or raise options.tolerance"
             )
         nearest[unknown] = -1
-        table[found] = nearest
-        return table[codes], self.index_of_key
+        index_of_colour = np.zeros(1 << 24, dtype=np.int16)
+        index_of_colour[found] = nearest
+        return index_of_colour[codes], self.index_of_key
 
 
 def _is_colour(key: Any) -> bool:
