@@ -8,22 +8,37 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import hydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from medsam3 import config
 
+CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
+T = TypeVar("T")
 
-def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's Hydra entry point; what a user can cause ends in one message and exit status 2.
 
-    MEDSAM3_TRACEBACK=1 in the environment shows the traceback all the same.
+def run_script(config_name: str, schema: type[T], job: Callable[[T], Any]) -> None:
+    """Compose configs/<config_name>.yaml with the command line's overrides and run `job` with the typed result.
+
+    What a user can cause ends in one message and exit status 2; MEDSAM3_TRACEBACK=1 in the environment shows the
+    traceback all the same. With Hydra's --multirun the job runs once for each configuration.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then hands its errors on instead of printing them
+    composed: list[DictConfig] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)
+    def compose(configuration: DictConfig) -> None:
+        composed.append(configuration)  # the job runs later: Hydra would add a line of its own to every error
+
     try:
-        main()
+        compose()
+        for configuration in composed:
+            job(config.typed(configuration, schema))
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("MEDSAM3_TRACEBACK") == "1":
             raise
@@ -38,6 +53,8 @@ def explain(error: BaseException) -> str:
     """The message of an error, with the legal keys where Hydra or OmegaConf complain of an unknown one."""
     cause = error.__cause__ if isinstance(error, HydraException) else None
     text = f"{error}" if cause is None else f"{error}\n{cause}"
+    if "in DataLoader worker process" in text:  # its message holds the traceback of the other process
+        return text.rstrip().rpartition("\nValueError: ")[2]
     found = re.search(r"Key '([^']*)' not in '(\w+)'", text)
     owner = getattr(config, found.group(2), None) if found else None
     if found is None or not dataclasses.is_dataclass(owner):

@@ -213,6 +213,14 @@ class EvaluateConfig(RunConfig):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+@dataclass
+class PrepareConfig(RunConfig):
+    datasets: Any = MISSING  # a name, a list of names, or a use (train | internal | external): all sets of it
+    skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
+    workers: int = MISSING  # processes that check files
+    data: DataConfig = field(default_factory=DataConfig)
+
+
 LEGAL: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "loss.variant": ("paper", "sam3", "box_only"),
@@ -241,6 +249,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="prepare_schema", node=PrepareConfig)
 
 
 def typed(config: DictConfig, schema: type[T]) -> T:

@@ -100,7 +100,7 @@ def _download(hub_id: str) -> Path:
     except GatedRepoError as error:
         raise ValueError(
             f"checkpoint={hub_id}: access is gated. Accept the licence at https://huggingface.co/{hub_id}, log in with "
-            f"`hf auth login`, and run again; {get}"
+            f"`hf auth login`, and run again, {get}"
         ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(
@@ -109,7 +109,7 @@ def _download(hub_id: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ValueError(
             f"checkpoint={hub_id}: no such file or folder here, and the hub cannot be reached "
-            f"({type(error).__name__}); {get}"
+            f"({type(error).__name__}). Connect to the network, {get}"
         ) from error
 
 

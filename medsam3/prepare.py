@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
 from tqdm import tqdm
 
-from medsam3.config import DataConfig, RunConfig
+from medsam3.config import DataConfig, PrepareConfig
 from medsam3.data.copies import find_copies, fingerprint
 from medsam3.data.manifest import split_file, split_hash, write_split
 from medsam3.data.parts import assign_parts
@@ -33,19 +31,6 @@ from medsam3.report import write_atomically
 
 CHUNK = 16  # items that a process takes at a time
 BLOCK = 4096  # items in flight at a time, so that memory does not grow with their number
-
-
-@dataclass
-class PrepareConfig(RunConfig):
-    datasets: Any = MISSING  # a name, a list of names, or a use (train | internal | external): all sets of it
-    skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
-    workers: int = MISSING  # processes that check files
-    data: DataConfig = field(default_factory=DataConfig)
-
-
-def register_prepare_schema() -> None:
-    """Make the class known to Hydra."""
-    ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from medsam3.config import PrepareConfig
 from medsam3.data.batch import collate
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import ImageSampler, QueryDataset
 from medsam3.data.manifest import split_file
 from medsam3.data.spec import SPEC_FOLDER
 from medsam3.data.transforms import image_to_tensor
-from medsam3.prepare import PrepareConfig, prepare
+from medsam3.prepare import prepare
 from tests.conftest import data_config, save_picture
 
 SIZE = 48

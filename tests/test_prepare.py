@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medsam3.config import PrepareConfig
 from medsam3.data.manifest import Manifest
 from medsam3.data.spec import SPEC_FOLDER
-from medsam3.prepare import PrepareConfig, prepare
+from medsam3.prepare import prepare
 from tests.conftest import data_config, save_picture
 from tests.scripts import run_script
 
