@@ -21,7 +21,7 @@ class Summary:
     name: str
     title: str
     images: int
-    annotations: int  # instances
+    annotations: int  # instances, each once: of the concept "*" alone where there is one
     median_area_px: float  # of the instances
     parts: dict[str, int]  # images of each part
     excluded: int  # lines of the exclusions file

@@ -1,7 +1,7 @@
 """AdamW with a learning rate per part, layer-wise decay in the vision backbone, and the schedule (paper, 3.2 and 4.2).
 
-A vision parameter of block l has the rate of the vision part times decay^(L - l + 1), l = 1..L: equation 1 with one more
-layer, the neck, on top, as in Meta's code. The last block is one decay below the neck, the patch embedding L + 1 below.
+A vision parameter of block l has the rate of the vision part times decay^(L - l + 1), l = 1..L: equation 1 with one
+more layer, the neck, on top, as in Meta's code. The last block is one decay below the neck, the patch embedding L + 1.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def part_of(name: str) -> str:
 def layer_multiplier(name: str, decay: float, depth: int) -> float:
     """Factor on the vision rate: decay^(depth + 1 - id) with id 0 below the blocks and l for block l = 1, 2, ...
 
-    The neck and the position embedding keep the full rate, as in Meta's code; so does every block above `depth`, where a
-    depth smaller than the model's is given (the paper writes 12 for a backbone of 32 blocks, which taken literally would
-    multiply the rate of the last block by 25.8).
+    The neck and the position embedding keep the full rate, as in Meta's code; so does every block above `depth`, where
+    a depth smaller than the model's is given (the paper writes 12 for a backbone of 32 blocks, which taken literally
+    would multiply the rate of the last block by 25.8).
     """
     if name.startswith(BELOW_THE_BLOCKS):
         return decay ** (depth + 1)

@@ -25,7 +25,7 @@ from medsam3.data.manifest import split_file, split_hash, write_split
 from medsam3.data.parts import assign_parts
 from medsam3.data.reader import Item, LeftOutError, Problem, Reader
 from medsam3.data.readers import NotFoundError, open_reader
-from medsam3.data.spec import SPEC_FOLDER, USES, DatasetSpec, load_specs
+from medsam3.data.spec import SPEC_FOLDER, UNION, USES, DatasetSpec, load_specs
 from medsam3.data_summary import Summary, exclusions_csv, problem_report, summary_table, where_to_get
 from medsam3.report import write_atomically
 
@@ -151,12 +151,14 @@ class _Tally:
     def __init__(self, spec: DatasetSpec) -> None:
         self.spec = spec
         self.items: list[Item] = []
-        self.areas_px = array("q")  # [instances]
+        self.areas_px = array("q")  # [instances], only those of the concept "*" where there is one: it holds the others
         self._rows = {name: array("q") for name in ("item", "concept", "instances", "area_px", "height", "width")}
 
     def add(self, item: Item, check: ItemCheck) -> None:
+        union = self.spec.concepts.get(UNION)
         for concept, areas in check.areas_px.items():
-            self.areas_px.extend(areas)
+            if union is None or concept == union:
+                self.areas_px.extend(areas)
             values = {"item": len(self.items), "concept": self.spec.concept_names.index(concept)}
             values |= {"instances": len(areas), "area_px": sum(areas), "height": check.height, "width": check.width}
             for name, value in values.items():

@@ -133,6 +133,14 @@ def test_empty_items_and_copies_are_left_out_when_the_set_is_prepared(tmp_path, 
     assert left(copies="none", keep="non_empty")[0] == "b"
 
 
+def test_what_a_union_holds_is_counted_once(tmp_path, make_spec):
+    write(tmp_path / "data/small/images/a.png", GREY)
+    write(tmp_path / "data/small/masks/a.png", SQUARE + 2 * BAR)
+    make_spec(concepts={1: "artery", 2: "vein", "*": "vessel"}, instances="components")
+    (found,) = prepare(config(data_config(tmp_path)), [make_spec.folder])
+    assert (found.annotations, found.median_area_px) == (2, 95.0)
+
+
 # Where a data set lies
 
 
