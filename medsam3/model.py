@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
+from transformers.utils.logging import disable_progress_bar
 
 from medsam3.checkpoint_io import load_detector
 
@@ -66,6 +67,7 @@ def load_sam3(checkpoint: str, image_size: int) -> LoadedModel:
         ValueError: no such checkpoint, one that is not SAM3 or not complete, a gated one without permission, or an
             image size that is no multiple of 14.
     """
+    disable_progress_bar()  # of transformers, for one file
     if image_size <= 0 or image_size % PATCH_PX:
         raise ValueError(f"image_size={image_size}: must be a multiple of {PATCH_PX}, for example 224 or 1008")
     if checkpoint == "tiny":
@@ -96,7 +98,10 @@ def _download(hub_id: str) -> Path:
         raise ValueError(f"checkpoint={hub_id}: no such file or folder, and no hub id of the form owner/name")
     get = "or give a file or folder (model.checkpoint=/path in training, checkpoint=/path in evaluation)"
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+        if not list(folder.glob("*.safetensors")):  # a repository with a file of Meta's trainer only
+            folder = Path(snapshot_download(hub_id, allow_patterns=["*.pt", "*.pth", "*.bin"]))
+        return folder
     except GatedRepoError as error:
         raise ValueError(
             f"checkpoint={hub_id}: access is gated. Accept the licence at https://huggingface.co/{hub_id}, log in with "

@@ -124,7 +124,7 @@ def _average_gradients(model: Sam3ForTraining, device: torch.device) -> nn.Modul
     if not distributed.active():
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 def _training_loader(config: TrainConfig, corpus: Corpus, loaded: LoadedModel) -> DataLoader[Batch]:

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.logging import disable_progress_bar
-
 from medsam3.checkpoint_io import save_transformers_folder
 from medsam3.config import TrainConfig
 from medsam3.data.cards import card_names, load_card
@@ -53,7 +51,6 @@ def write_best(
         "epoch": epoch,
         "step": step,
     }
-    disable_progress_bar()  # one file, written in a moment
     save_transformers_folder(
         loaded.model,
         loaded.tokenizer.tokenizer,

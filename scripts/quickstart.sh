@@ -9,7 +9,7 @@ echo "1/4  prepare: the MNI152 template that the nilearn wheel ships"
 python scripts/prepare_data.py dataset=mni152
 
 echo "2/4  evaluate the untrained model"
-python scripts/evaluate.py name=quickstart/untrained split=[mni152] checkpoint=tiny image_size=168
+python scripts/evaluate.py name=quickstart/untrained split=[mni152] checkpoint=tiny seed=0 image_size=168
 
 echo "3/4  train on 2 processes (run again after an interruption: it resumes)"
 torchrun --standalone --nproc_per_node=2 scripts/train.py experiment=quickstart
