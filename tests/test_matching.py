@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from test_losses import CASES, load_case, loss_config, random_batch
 
 from medsam3.data.batch import Targets
 from medsam3.matching import HungarianMatcher, Matches, Matching, OneToManyMatcher, match
 from medsam3.training_model import DetectorOutput
+from tests.test_losses import CASES, load_case, loss_config, random_batch
 
 
 def run_match(output: DetectorOutput, targets: Targets, on_auxiliary_layers: bool = False) -> Matching:
