@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.scripts import ROOT, SMALL, prepare_template
+from tests.scripts import ENVIRONMENT, ROOT, SMALL, prepare_template
 from tests.scripts import train_template as train
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -48,7 +48,8 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path):
     interrupt += "def once(*a):\n    s(*a)\n    raise KeyboardInterrupt\nt.save_last = once\n"
     interrupt += f"import sys, runpy; sys.argv = ['train.py', *{[*SMALL, *data, *settings]!r}]\n"
     interrupt += f"runpy.run_path({str(ROOT / 'scripts/train.py')!r}, run_name='__main__')"
-    stopped = subprocess.run([sys.executable, "-c", interrupt], cwd=tmp_path / "broken", capture_output=True, text=True)
+    command = [sys.executable, "-c", interrupt]
+    stopped = subprocess.run(command, cwd=tmp_path / "broken", env=ENVIRONMENT, capture_output=True, text=True)
     assert stopped.returncode == 130 and "run the same command again" in stopped.stderr
     assert len(losses(tmp_path / "broken/runs/run")) == 2
     done = train(tmp_path / "broken", data, *settings)
