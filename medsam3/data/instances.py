@@ -127,7 +127,8 @@ class Instances:
         for mask, (x0, y0, x1, y1), crop in zip(masks, self.boxes_px, self.crops, strict=True):
             top, bottom = np.searchsorted(rows, (y0, y1))
             left, right = np.searchsorted(columns, (x0, x1))
-            part = crop[(rows[top:bottom] - y0)[:, None], columns[left:right] - x0]
+            # one axis after the other: a tenth of the time of indexing with both
+            part = crop.take(columns[left:right] - x0, axis=1).take(rows[top:bottom] - y0, axis=0)
             if part.any():
                 mask[top:bottom, left:right] = part
             else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 
 from medsam3.data.instances import Instances
 from medsam3.data.mask_coding import Key, MaskCoding, NamedPixels
-from medsam3.data.pairing import Pair, check_missing_mask, pair_files
+from medsam3.data.pairing import MissingMask, Pair, check_missing_mask, pair_files
 from medsam3.data.pixels import grey_to_rgb
 from medsam3.data.reader import Item, Listing, Problem, Reader
 from medsam3.data.spec import DatasetSpec
-from medsam3.data.volumes import AXES, CachedSlices, Recipe, cached_slices
+from medsam3.data.volumes import AXES, CachedSlices, Recipe, cached_slices, middle
 
+ONE_SLICE = ("middle", "largest")
 AXIS_LETTER = {"sagittal": "x", "coronal": "y", "axial": "z", 0: "s", 1: "s", 2: "s"}
 
 
@@ -29,9 +31,11 @@ class LabelVolumeOptions:
     percentiles: tuple[float, float] | None = None  # the same, by percentiles of each volume
     threshold: dict[int | str, float] | float | None = None  # for probability maps, see MaskCoding
     ignore_values: tuple[int | str, ...] = ()
-    missing_mask: str = "error"  # see pair_files
+    missing_mask: MissingMask = "error"  # see pair_files
+    not_annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)  # regex on the volume: concepts
     min_slice_area: int | None = None  # slices with fewer labelled px (of any one mask file) are left out
-    slices: tuple[int, int] | None = None  # only these
+    # only these, or one of each volume: the middle one, or the one with most labelled px (of any one mask file)
+    slices: tuple[int, int] | str | None = None
     val_slices: tuple[int, int] | None = None  # these are the validation part, the others the training part
     gap_slices: int = 0  # left out on either side of val_slices
 
@@ -53,6 +57,9 @@ class LabelVolumeReader(Reader):
         if options.axis not in AXES:
             raise ValueError(f"options.axis={options.axis!r}: must be one of {', '.join(map(str, AXES))}")
         check_missing_mask(options.missing_mask)
+        if isinstance(options.slices, str) and options.slices not in ONE_SLICE:
+            raise ValueError(f"options.slices={options.slices!r}: must be [first, last] or {' or '.join(ONE_SLICE)}")
+        _check_not_annotated(spec, options)
         if options.gap_slices and options.val_slices is None:
             raise ValueError(f"options.gap_slices={options.gap_slices} has no effect without options.val_slices")
         MaskCoding(spec, options.threshold, options.ignore_values)
@@ -73,11 +80,11 @@ class LabelVolumeReader(Reader):
 
     def image(self, item: Item) -> NDArray[np.uint8]:
         index, _ = item.masks
-        return grey_to_rgb(np.array(self._image_slices(item.image).slices[index]))
+        return grey_to_rgb(np.array(self._image_slices(item.image, index).slices[index]))
 
     def masks(self, item: Item) -> dict[str, Instances]:
         index, files = item.masks
-        size = self._image_slices(item.image).slices.shape[1:]
+        size = self._image_slices(item.image, index).slices.shape[1:]
         pixels = [
             NamedPixels(key, np.array(self._label_slices(key, path).slices[index]), f"{self.root / path} slice {index}")
             for key, paths in files
@@ -88,46 +95,53 @@ class LabelVolumeReader(Reader):
             if not paths:  # options.missing_mask: absent
                 concepts = self.spec.concept_names if key is None else (self.spec.concepts[key],)
                 result |= {concept: Instances.separate([], size) for concept in concepts if concept not in result}
+        for pattern, concepts in self.options.not_annotated.items():
+            if re.search(pattern, item.id):
+                result = {concept: found for concept, found in result.items() if concept not in concepts}
         return result
 
     def unpack_jobs(self) -> list[Any]:
         return pair_files(self.spec, self.root, self.options.missing_mask)[0]
 
     def unpack(self, job: Pair) -> None:
-        self._image_slices(job.image)
-        for key, paths in job.masks:
-            for path in paths:
-                self._label_slices(key, path)
+        self._slices_of(job)
 
     def _slices_of(self, pair: Pair) -> Listing:
-        """Items of one volume; left out are slices outside the wanted range, with too few labels, and in the gap."""
-        volume = self._image_slices(pair.image)
-        count = len(volume.slices)
-        most_labelled = np.zeros(count, dtype=np.int64)
-        for key, paths in pair.masks:
-            if len(paths) > 1:
-                raise ValueError(f"{pair.image}: several label volumes: {', '.join(paths)}")
-            for path in paths:
-                labels = self._label_slices(key, path)
-                if labels.slices.shape != volume.slices.shape:
-                    raise ValueError(
-                        f"{self.root / path}: the label volume is {labels.slices.shape}, its image "
-                        f"{volume.slices.shape} (slices, height, width)"
-                    )
-                most_labelled = np.maximum(most_labelled, labels.nonzero_px)
+        """Items of one volume; left out are slices that the options do not want."""
+        files = [(key, path) for key, paths in pair.masks for path in _single(pair, paths)]
+        labels = [(path, self._label_slices(key, path)) for key, path in files]
+        counts = [volume.nonzero_px for _, volume in labels]
+        largest = self._largest(pair, counts) if self.options.slices == "largest" else None
+        shape = self._image_slices(pair.image, largest).slices.shape
+        for path, volume in labels:
+            if volume.slices.shape != shape:
+                raise ValueError(
+                    f"{self.root / path}: the label volume is {volume.slices.shape}, its image {shape} "
+                    "(slices, height, width)"
+                )
+        most_labelled = np.max(counts, axis=0) if counts else np.zeros(shape[0], dtype=np.int64)
+        single = middle(shape[0]) if self.options.slices == "middle" else largest
         items, reasons = [], dict[str, int]()
-        for index in range(count):
-            reason = self._reason_to_leave_out(index, int(most_labelled[index]))
+        for index in range(shape[0]):
+            reason = self._reason_to_leave_out(index, int(most_labelled[index]), single)
             if reason is None:
-                items.append(self._item(pair, index, count))
+                items.append(self._item(pair, index, shape[0]))
             else:
                 reasons[reason] = reasons.get(reason, 0) + 1
         problems = [Problem(pair.id, f"{number} slices {reason}", expected=True) for reason, number in reasons.items()]
         return Listing(items, problems)
 
-    def _reason_to_leave_out(self, index: int, labelled_px: int) -> str | None:
+    def _largest(self, pair: Pair, counts: list[list[int]]) -> int:
+        """The slice with most labelled px of any one mask file; the first of equals."""
+        if not np.any(counts):
+            raise ValueError(f"{pair.image}: nothing is labelled, so options.slices: largest has nothing to choose by")
+        return int(np.argmax(np.max(counts, axis=0)))
+
+    def _reason_to_leave_out(self, index: int, labelled_px: int, single: int | None) -> str | None:
         options: LabelVolumeOptions = self.options
-        if options.slices is not None and not options.slices[0] <= index <= options.slices[1]:
+        if single is not None and index != single:
+            return f"other than the one of options.slices: {options.slices}"
+        if isinstance(options.slices, tuple) and not options.slices[0] <= index <= options.slices[1]:
             return f"outside options.slices {list(options.slices)}"
         if options.min_slice_area is not None and labelled_px < options.min_slice_area:
             return f"with less than {options.min_slice_area} labelled px"
@@ -143,18 +157,40 @@ class LabelVolumeReader(Reader):
         item_id = f"{pair.id}/{AXIS_LETTER[self.options.axis]}{index:0{digits}d}"
         return Item(item_id, group=pair.id, image=pair.image, masks=(index, pair.masks), part=part)
 
-    def _image_slices(self, path: str) -> CachedSlices:
+    def _image_slices(self, path: str, index: int | None) -> CachedSlices:
+        """The slices of an image volume; where one of each is wanted, only that one is kept."""
         options: LabelVolumeOptions = self.options
-        recipe = Recipe(options.axis, labels=False, window=options.window, percentiles=options.percentiles)
+        only = {"middle": "middle", "largest": index}.get(options.slices) if isinstance(options.slices, str) else None
+        recipe = Recipe(options.axis, labels=False, window=options.window, percentiles=options.percentiles, only=only)
         return cached_slices(self.root / path, self.cache / f"{path.replace('/', '__')}.image", recipe)
 
     def _label_slices(self, key: Key, path: str) -> CachedSlices:
         threshold = self.options.threshold
         if isinstance(threshold, dict):
             threshold = threshold.get(key)
-        recipe = Recipe(self.options.axis, labels=True, threshold=threshold)
+        only = "middle" if self.options.slices == "middle" else None
+        recipe = Recipe(self.options.axis, labels=True, threshold=threshold, only=only)
         ending = "labels" if key is None else f"{key}.labels"
         return cached_slices(self.root / path, self.cache / f"{path.replace('/', '__')}.{ending}", recipe)
+
+
+def _single(pair: Pair, paths: tuple[str, ...]) -> tuple[str, ...]:
+    if len(paths) > 1:
+        raise ValueError(f"{pair.image}: several label volumes: {', '.join(paths)}")
+    return paths
+
+
+def _check_not_annotated(spec: DatasetSpec, options: LabelVolumeOptions) -> None:
+    for pattern, concepts in options.not_annotated.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"options.not_annotated: {pattern!r} does not compile: {error}") from error
+        for concept in concepts:
+            if concept not in spec.concept_names:
+                raise ValueError(
+                    f"options.not_annotated: {concept!r} is no concept; there are {', '.join(spec.concept_names)}"
+                )
 
 
 def _slice_coding(spec: DatasetSpec, options: LabelVolumeOptions) -> MaskCoding:

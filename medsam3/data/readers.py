@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medsam3.data.annotated import ContourTextReader, LabelmeReader, PolygonXmlReader
 from medsam3.data.annotation_tables import CocoReader, RunLengthReader, ViaReader
+from medsam3.data.array_stack import ArrayStackReader
 from medsam3.data.image_mask import ImageMaskReader
 from medsam3.data.label_volume import LabelVolumeReader
 from medsam3.data.mat import MatReader
@@ -25,6 +26,7 @@ READERS: dict[str, type[Reader]] = {
     "via_json": ViaReader,
     "rle_csv": RunLengthReader,
     "mat": MatReader,
+    "array_stack": ArrayStackReader,
 }
 PACKAGE = "package:"
 

@@ -1,4 +1,4 @@
-"""Volumes: loaders by file format, the way a volume is cut into pictures, and a memory-mapped cache of the slices.
+"""Volumes: the way they are cut into pictures, and a memory-mapped cache of the slices.
 
 Shapes: X x Y x Z voxels as stored, S slices of H x W px.
 """
@@ -8,57 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
-from numpy.typing import NDArray
 
 from medsam3.data.pixels import Range, to_8_bit
+from medsam3.data.volume_files import Volume, Voxels, load_volume
 
 AXES: dict[str | int, int] = {"sagittal": 0, "coronal": 1, "axial": 2, 0: 0, 1: 1, 2: 2}
-Voxels = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Volume:
-    voxels: Voxels  # [X, Y, Z] in the order of the file
-    affine: NDArray[np.floating] | None  # [4, 4] voxel -> mm, right-anterior-superior; None: the format does not say
-
-
-def load_nifti(path: Path) -> Volume:
-    """Raises whatever nibabel raises for a file that it cannot read."""
-    image = nibabel.load(path)
-    return Volume(np.asarray(image.dataobj), image.affine)  # type: ignore[attr-defined]
-
-
-LOADERS: dict[str, Callable[[Path], Volume]] = {".nii": load_nifti, ".nii.gz": load_nifti}
-
-
-def load_volume(path: Path) -> Volume:
-    """Any volume file.
-
-    Raises:
-        ValueError: an unknown ending, a file that cannot be read, not three axes, NaN or infinite voxels.
-    """
-    loader = next((load for ending, load in LOADERS.items() if path.name.lower().endswith(ending)), None)
-    if loader is None:
-        raise ValueError(f"{path}: no loader for this ending; there are loaders for {', '.join(LOADERS)}")
-    try:
-        volume = loader(path)
-    except Exception as error:  # each library has errors of its own
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-    if volume.voxels.ndim != 3:
-        raise ValueError(f"{path}: has {volume.voxels.ndim} axes {volume.voxels.shape}, expected 3")
-    if np.issubdtype(volume.voxels.dtype, np.floating) and not np.isfinite(volume.voxels).all():
-        raise ValueError(f"{path}: holds NaN or infinite voxels")
-    return volume
-
-
 def cut(volume: Volume, axis: str | int, where: str) -> Voxels:
     """The volume as pictures, [S, H, W].
 
@@ -88,6 +47,7 @@ class Recipe:
     window: Range | None = None  # images: see to_8_bit
     percentiles: Range | None = None
     threshold: float | None = None  # labels: 1 where the voxel is above
+    only: int | str | None = None  # the number of a slice, or "middle"; the others are not kept and read as zeros
 
 
 @dataclass(frozen=True)
@@ -132,19 +92,17 @@ def _build(source: Path, target: Path, recipe: Recipe) -> dict:
         slices = _as_labels(pictures, recipe.threshold, source)
     else:
         slices = to_8_bit(pictures, recipe.window, recipe.percentiles, str(source))
-    slices = np.ascontiguousarray(slices)
     status = source.stat()
-    notes = {
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": file_hash(source),
-        "recipe": _as_json(asdict(recipe)),
-        "nonzero_px": np.count_nonzero(slices, axis=(1, 2)).tolist(),
-    }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = _npy(target).with_name(f".{target.name}.{os.getpid()}.npy")
-        np.save(temporary, slices)
+        notes = {
+            "size": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "sha256": file_hash(source),
+            "recipe": _as_json(asdict(recipe)),
+            "nonzero_px": _save(temporary, slices, _wanted(recipe.only, len(slices), source)),
+        }
         os.replace(temporary, _npy(target))
         _replace(_json(target), json.dumps(notes).encode())
     except OSError as error:
@@ -152,6 +110,36 @@ def _build(source: Path, target: Path, recipe: Recipe) -> dict:
             f"{target.parent}: the volume cache cannot be written ({error.strerror}); set data.cache"
         ) from error
     return notes
+
+
+def _wanted(only: int | str | None, count: int, source: Path) -> range:
+    """Numbers of the slices to keep."""
+    if only is None:
+        return range(count)
+    index = middle(count) if isinstance(only, str) else only
+    if index >= count:
+        raise ValueError(f"{source}: has {count} slices, but slice {index} is labelled (counted from 0)")
+    return range(index, index + 1)
+
+
+def middle(count: int) -> int:
+    """The number of the middle one of `count` slices; of an even number the one behind the middle."""
+    return count // 2
+
+
+def _save(path: Path, slices: Voxels, wanted: range) -> list[int]:
+    """Write the wanted slices and count their pixels that are not 0.
+
+    Slices without any, and those that are not wanted, are holes in the file and take no room on the disk.
+    """
+    kept = np.lib.format.open_memmap(path, mode="w+", dtype=slices.dtype, shape=slices.shape)
+    nonzero_px = [0] * len(slices)
+    for index in wanted:
+        nonzero_px[index] = int(np.count_nonzero(slices[index]))
+        if nonzero_px[index]:
+            kept[index] = slices[index]
+    kept.flush()
+    return nonzero_px
 
 
 def _as_labels(values: Voxels, threshold: float | None, source: Path) -> Voxels:
