@@ -13,19 +13,8 @@ import SimpleITK as sitk
 from PIL import Image
 from scipy import ndimage
 
-from medsam3.data.cards import load_card
 from medsam3.data.spec import SPEC_FOLDER, load_spec
 from tests.native_sets import box, colours, components, picture, prepared, same, shipped, unions, write
-
-SETS = sorted(path.stem for path in SPEC_FOLDER.glob("*.yaml") if "reader: image_mask" in path.read_text())
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_the_yaml_agrees_with_the_card(name):
-    spec, card = load_spec(SPEC_FOLDER / f"{name}.yaml"), load_card(name)
-    assert set(spec.concept_names) == set(card.concepts)
-    assert (spec.title, spec.used_for) == (card.title, card.used_for)
-
 
 # Radiographs
 

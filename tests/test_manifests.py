@@ -18,7 +18,7 @@ from medsam3.data.cards import (
     load_cards,
     with_generated_parts,
 )
-from medsam3.data.spec import load_spec
+from medsam3.data.spec import SPEC_FOLDER, load_spec
 from medsam3.data.vocabulary import Vocabulary
 
 # Table 1 of the paper: images, annotations, median area in px.
@@ -75,6 +75,15 @@ EXTERNAL = {"TN3K", "HC18", "CVC", "ETIS", "PH2", "CHASE", "STARE"}
 @pytest.fixture(scope="module")
 def cards() -> list[DatasetCard]:
     return load_cards()
+
+
+def test_every_card_has_a_data_set_file_and_they_agree(cards):
+    files = {path.stem for path in SPEC_FOLDER.glob("*.yaml")}
+    assert files == {card.name for card in cards} | {"mni152"} and len(cards) == 40
+    for card in cards:
+        spec = load_spec(SPEC_FOLDER / f"{card.name}.yaml")
+        assert set(spec.concept_names) == set(card.concepts), card.name
+        assert (spec.title, spec.used_for) == (card.title, card.used_for)
 
 
 def changed(tmp_path: Path, old: str, new: str, name: str = "drive") -> Path:

@@ -18,6 +18,8 @@ from medsam3.data.pixels import Range, to_8_bit
 from medsam3.data.volume_files import Volume, Voxels, load_volume
 
 AXES: dict[str | int, int] = {"sagittal": 0, "coronal": 1, "axial": 2, 0: 0, 1: 1, 2: 2}
+
+
 def cut(volume: Volume, axis: str | int, where: str) -> Voxels:
     """The volume as pictures, [S, H, W].
 
