@@ -221,6 +221,14 @@ class PrepareConfig(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
 
 
+@dataclass
+class AuditConfig(RunConfig):
+    datasets: Any = MISSING  # prepared (all that have a split file), a name, a list of names, or a use
+    max_distance: int = MISSING  # bits of 256 in which near-duplicates may differ
+    workers: int = MISSING  # processes that read images
+    data: DataConfig = field(default_factory=DataConfig)
+
+
 LEGAL: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "loss.variant": ("paper", "sam3", "box_only"),
@@ -250,6 +258,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
+    store.store(name="audit_schema", node=AuditConfig)
 
 
 def typed(config: DictConfig, schema: type[T]) -> T:

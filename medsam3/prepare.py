@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from medsam3.config import DataConfig, PrepareConfig
 from medsam3.data.copies import find_copies, fingerprint
 from medsam3.data.manifest import split_file, split_hash, write_split
+from medsam3.data.parallel import each
 from medsam3.data.parts import assign_parts
 from medsam3.data.reader import Item, LeftOutError, Problem, Reader
 from medsam3.data.readers import NotFoundError, open_reader
 from medsam3.data.spec import SPEC_FOLDER, UNION, USES, DatasetSpec, load_specs
 from medsam3.data_summary import Summary, exclusions_csv, problem_report, summary_table, where_to_get
 from medsam3.report import write_atomically
-
-CHUNK = 16  # items that a process takes at a time
-BLOCK = 4096  # items in flight at a time, so that memory does not grow with their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +82,18 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
         ValueError: not there, nothing fits its patterns, or broken items (the first ten are named).
     """
     reader = open_reader(spec, Path(config.data.root), Path(config.data.cache))
-    for _ in _each(reader, _unpack, reader.unpack_jobs(), config.workers, f"{spec.name}: unpack"):
+    for _ in each(reader, _unpack, reader.unpack_jobs(), config.workers, f"{spec.name}: unpack"):
         pass
     listing = reader.listing()
     problems = list(listing.problems)
     items = listing.items
     if spec.copies != "all":
-        prints = _each(reader, fingerprint, items, config.workers, f"{spec.name}: find copies")
+        prints = each(reader, fingerprint, items, config.workers, f"{spec.name}: find copies")
         copies = find_copies(items, prints, spec.copies)
         items = [item for item in items if item.id not in copies]
         problems += copies.values()
     tally = _Tally(spec)
-    checks = _each(reader, check_item, items, config.workers, f"{spec.name}: check")
+    checks = each(reader, check_item, items, config.workers, f"{spec.name}: check")
     for item, check in zip(items, checks, strict=True):
         if check.broken is not None:
             problems.append(Problem(item.id, check.broken))
@@ -192,35 +187,6 @@ class _Tally:
         write_split(path, columns)
         shown = by_image if split.by == "image" else by_group
         return {part: shown.count(part) for part in sorted(set(shown))}
-
-
-def _each(
-    reader: Reader, work: Callable[[Reader, Any], Any], jobs: list[Any], workers: int, title: str
-) -> Iterator[Any]:
-    """The results of `work` on each job, in order, from several processes, with a progress bar."""
-    with tqdm(total=len(jobs), desc=title, unit="file", disable=not jobs, mininterval=0.5) as bar:
-        if workers <= 1:
-            for job in jobs:
-                yield work(reader, job)
-                bar.update()
-            return
-        with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(reader, work)) as pool:
-            for start in range(0, len(jobs), BLOCK):
-                for result in pool.map(_work, jobs[start : start + BLOCK], chunksize=CHUNK):
-                    yield result
-                    bar.update()
-
-
-_worker: Callable[[Any], Any]  # set in each process of the pool
-
-
-def _start_worker(reader: Reader, work: Callable[[Reader, Any], Any]) -> None:
-    global _worker
-    _worker = partial(work, reader)
-
-
-def _work(job: Any) -> Any:
-    return _worker(job)
 
 
 def _unpack(reader: Reader, job: Any) -> None:
