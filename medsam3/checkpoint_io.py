@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer, Sam3Config, Sam3Model, Sam3Processor, Sam3VideoConfig
 
-from medsam3.checkpoint_account import other_model, problems, report, video_model_class
-from medsam3.checkpoint_config import choose_config, read_config, sized
-from medsam3.checkpoint_files import (
+from medsam3.checkpoints.account import other_model, problems, report, video_model_class
+from medsam3.checkpoints.config import choose_config, read_config, sized
+from medsam3.checkpoints.files import (
     SAFETENSORS,
     StoredWeights,
     new_folder,
@@ -27,7 +27,7 @@ from medsam3.checkpoint_files import (
     write_safetensors,
     write_state_dict,
 )
-from medsam3.checkpoint_layouts import (
+from medsam3.checkpoints.layouts import (
     POINTS,
     Layout,
     convert_meta_to_transformers,
@@ -38,8 +38,8 @@ from medsam3.checkpoint_layouts import (
     select,
     with_meta_only,
 )
-from medsam3.checkpoint_names import DETECTOR
-from medsam3.model_card import ModelCard, model_card
+from medsam3.checkpoints.model_card import ModelCard, model_card
+from medsam3.checkpoints.names import DETECTOR
 
 if TYPE_CHECKING:
     from transformers import Sam3VideoModel

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.checkpoint_io import save_transformers_folder
+from medsam3.checkpoints.model_card import ModelCard, TrainingData
 from medsam3.config import TrainConfig
 from medsam3.data.cards import card_names, load_card
 from medsam3.data.corpus import Corpus
 from medsam3.log import code_version
 from medsam3.model import LoadedModel, processor
-from medsam3.model_card import ModelCard, TrainingData
 from medsam3.report import Score
 
 RECORD_FILE = "training.json"

@@ -17,10 +17,10 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPTokenizer, Sam2VideoVideoProcessor, Sam3VideoConfig
 
-from medsam3.checkpoint_config import read_config
-from medsam3.checkpoint_files import new_file, new_folder, read_weights
 from medsam3.checkpoint_io import Checkpoint, open_checkpoint, replace_detector, write_meta, write_transformers
-from medsam3.checkpoint_layouts import detector_part, recognise
+from medsam3.checkpoints.config import read_config
+from medsam3.checkpoints.files import new_file, new_folder, read_weights
+from medsam3.checkpoints.layouts import detector_part, recognise
 from medsam3.model import clip_tokenizer, image_processor, processor
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medsam3.data.reader import Reader
-from medsam3.data.shapes import Shape
+from medsam3.layouts.shapes import Shape
 from tests import native_sets
 
 SIZE = (8, 10)  # height, width

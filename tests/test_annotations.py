@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam3.data.annotations import (
+from medsam3.layouts.annotations import (
     read_coco,
     read_contour,
     read_labelme,

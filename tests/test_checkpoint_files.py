@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from medsam3.checkpoint_files import new_file, new_folder, read_weights
 from medsam3.checkpoint_io import load_detector
+from medsam3.checkpoints.files import new_file, new_folder, read_weights
 from tests.tiny_sam3 import config, detector, equal, meta_state, save
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Sam3Model
 
-from medsam3.checkpoint_account import video_model_class
-from medsam3.checkpoint_files import StoredWeights
 from medsam3.checkpoint_io import Checkpoint, load_detector, load_video_model, open_checkpoint, write_transformers
+from medsam3.checkpoints.account import video_model_class
+from medsam3.checkpoints.files import StoredWeights
 from tests.tiny_sam3 import (
     CONFIG_FILE,
     GOLDEN,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import Sam3Config, Sam3VideoConfig
 
-from medsam3.checkpoint_account import expected_tensors
-from medsam3.checkpoint_layouts import recognise, select
-from medsam3.checkpoint_names import links_of_meta, links_of_transformers
+from medsam3.checkpoints.account import expected_tensors
+from medsam3.checkpoints.layouts import recognise, select
+from medsam3.checkpoints.names import links_of_meta, links_of_transformers
 
 GOLDEN = Path(__file__).parent / "golden"
 

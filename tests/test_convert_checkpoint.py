@@ -178,7 +178,7 @@ def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):
 GROWTH = """
 import json, re, runpy, sys
 import medsam3.checkpoint_io, medsam3.model
-from medsam3.checkpoint_account import video_model_class
+from medsam3.checkpoints.account import video_model_class
 video_model_class(), medsam3.model.clip_tokenizer()
 def peak_kb():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

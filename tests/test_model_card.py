@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import Sam3Model, Sam3Processor
 
 from medsam3.checkpoint_io import load_detector, save_transformers_folder
+from medsam3.checkpoints.model_card import ModelCard, TrainingData, model_card
 from medsam3.model import clip_tokenizer, processor, tiny_config
-from medsam3.model_card import ModelCard, TrainingData, model_card
 
 SIZE_PX = 56
 DRIVE = TrainingData(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medsam3.data.outlines import fill_holes, fill_outlines
+from medsam3.layouts.outlines import fill_holes, fill_outlines
 
 
 def ellipse(centre, radii, size=(120, 160)) -> np.ndarray:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsam3.data.patterns import FilePattern
 from medsam3.data.readers import open_reader
 from medsam3.data.spec import load_specs
+from medsam3.layouts.patterns import FilePattern
 from tests.conftest import GREY, SQUARE, masks_of, one_pair
 
 # Patterns

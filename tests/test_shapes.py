@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
-from medsam3.data.shapes import CocoRegion, Outline, RunLengths, UnusableShapeError, fill
+from medsam3.layouts.shapes import CocoRegion, Outline, RunLengths, UnusableShapeError, fill
 from tests.annotation_files import drawn
 
 SIZE = (8, 10)  # height, width

@@ -13,8 +13,8 @@ import SimpleITK as sitk
 import tifffile
 
 from medsam3.data.readers import open_reader
-from medsam3.data.volume_files import load_volume
 from medsam3.data.volumes import Recipe, cached_slices
+from medsam3.layouts.volume_files import load_volume
 
 VOXELS = np.random.RandomState(0).randint(0, 60000, (3, 4, 5)).astype(np.uint16)  # z, y, x
 

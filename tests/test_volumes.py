@@ -15,8 +15,8 @@ import pytest
 from medsam3.data import volumes
 from medsam3.data.readers import open_reader
 from medsam3.data.spec import load_specs
-from medsam3.data.volume_files import Volume, load_volume
 from medsam3.data.volumes import Recipe, cached_slices, cut
+from medsam3.layouts.volume_files import Volume, load_volume
 from tests.conftest import ROOT
 
 RAS = np.eye(4)

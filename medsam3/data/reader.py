@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from medsam3.data.grouping import group_finder
 from medsam3.data.instances import Instances
-from medsam3.data.patterns import archives_in
 from medsam3.data.schema import build
 from medsam3.data.spec import DatasetSpec
+from medsam3.layouts.patterns import archives_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from medsam3.data.annotated import ContourTextReader, LabelmeReader, PolygonXmlReader
-from medsam3.data.annotation_tables import CocoReader, RunLengthReader, ViaReader
-from medsam3.data.array_stack import ArrayStackReader
-from medsam3.data.image_mask import ImageMaskReader
-from medsam3.data.label_volume import LabelVolumeReader
-from medsam3.data.mat import MatReader
-from medsam3.data.patterns import FilePattern, archives_in
 from medsam3.data.reader import Reader
 from medsam3.data.schema import did_you_mean
 from medsam3.data.spec import DatasetSpec
+from medsam3.layouts.annotated import ContourTextReader, LabelmeReader, PolygonXmlReader
+from medsam3.layouts.annotation_tables import CocoReader, RunLengthReader, ViaReader
+from medsam3.layouts.array_stack import ArrayStackReader
+from medsam3.layouts.image_mask import ImageMaskReader
+from medsam3.layouts.label_volume import LabelVolumeReader
+from medsam3.layouts.mat import MatReader
+from medsam3.layouts.patterns import FilePattern, archives_in
 
 READERS: dict[str, type[Reader]] = {
     "image_mask": ImageMaskReader,

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from medsam3.data.grouping import GroupRule, check_group
-from medsam3.data.patterns import FilePattern
 from medsam3.data.schema import build, did_you_mean
+from medsam3.layouts.patterns import FilePattern
 
 USES = ("train", "internal", "external", "example")
 INSTANCES = ("whole", "components", "labels", "files")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from medsam3.data.pixels import Range, to_8_bit
-from medsam3.data.volume_files import Volume, Voxels, load_volume
+from medsam3.layouts.pixels import Range, to_8_bit
+from medsam3.layouts.volume_files import Volume, Voxels, load_volume
 
 AXES: dict[str | int, int] = {"sagittal": 0, "coronal": 1, "axial": 2, 0: 0, 1: 1, 2: 2}
 

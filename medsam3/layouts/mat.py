@@ -14,11 +14,11 @@ from scipy import io as scipy_io
 from scipy.io.matlab import MatReadError
 
 from medsam3.data.instances import Instances
-from medsam3.data.mask_coding import MaskCoding, NamedPixels
-from medsam3.data.pairing import check_missing_mask, pair_files
-from medsam3.data.pixels import read_image, size_of, unreadable
 from medsam3.data.reader import Item, Listing, Reader
 from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.layouts.mask_coding import MaskCoding, NamedPixels
+from medsam3.layouts.pairing import check_missing_mask, pair_files
+from medsam3.layouts.pixels import read_image, size_of, unreadable
 
 
 @dataclass(frozen=True, kw_only=True)

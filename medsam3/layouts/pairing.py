@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsam3.data.mask_coding import Key
-from medsam3.data.patterns import FilePattern, list_files
 from medsam3.data.reader import Problem
 from medsam3.data.spec import DatasetSpec
+from medsam3.layouts.mask_coding import Key
+from medsam3.layouts.patterns import FilePattern, list_files
 
 MISSING_MASK = ("error", "exclude", "absent", "unlabelled")
 MissingMask = str | dict[int | str, str]  # one of MISSING_MASK, or one for each key of masks

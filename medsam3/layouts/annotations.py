@@ -13,8 +13,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from medsam3.data.pixels import unreadable
-from medsam3.data.shapes import CocoRegion, Outline, RunLengths, Shape, Size
+from medsam3.layouts.pixels import unreadable
+from medsam3.layouts.shapes import CocoRegion, Outline, RunLengths, Shape, Size
 
 NO_RUNS = ("", "-1")  # what stands in the column of the run lengths if there is no region
 XML_OUTLINES = ("0", "1")  # Region/@Type of free-hand regions and rectangles; others (ellipses, rulers) are no outlines

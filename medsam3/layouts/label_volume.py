@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.data.instances import Instances
-from medsam3.data.mask_coding import Key, MaskCoding, NamedPixels
-from medsam3.data.pairing import MissingMask, Pair, check_missing_mask, pair_files
-from medsam3.data.pixels import grey_to_rgb
 from medsam3.data.reader import Item, Listing, Problem, Reader
 from medsam3.data.spec import DatasetSpec
 from medsam3.data.volumes import AXES, CachedSlices, Recipe, cached_slices, middle
+from medsam3.layouts.mask_coding import Key, MaskCoding, NamedPixels
+from medsam3.layouts.pairing import MissingMask, Pair, check_missing_mask, pair_files
+from medsam3.layouts.pixels import grey_to_rgb
 
 ONE_SLICE = ("middle", "largest")
 AXIS_LETTER = {"sagittal": "x", "coronal": "y", "axial": "z", 0: "s", 1: "s", 2: "s"}

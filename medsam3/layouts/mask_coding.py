@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.data.instances import Instances, Mask
-from medsam3.data.outlines import fill_holes, fill_outlines
 from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.layouts.outlines import fill_holes, fill_outlines
 
 ALL = "all"
 FILL = {"holes": fill_holes, "outlines": fill_outlines}

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 from transformers import Sam3Config, Sam3VideoConfig
 
-from medsam3.checkpoint_files import CONFIG, StoredWeights, read_json
-from medsam3.checkpoint_layouts import Layout, detector_part
-from medsam3.checkpoint_names import DETECTOR
+from medsam3.checkpoints.files import CONFIG, StoredWeights, read_json
+from medsam3.checkpoints.layouts import Layout, detector_part
+from medsam3.checkpoints.names import DETECTOR
 
 VIT_LAYER_NORM_EPS = 1e-5  # Meta's; transformers' default of 1e-6 moves mask logits by 2e-4
 _WIDTHS = (  # in the released model; a checkpoint does not say how many attention heads share another width

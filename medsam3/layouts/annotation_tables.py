@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from medsam3.data.annotated import AnnotationOptions, AnnotationReader, one_of
-from medsam3.data.annotations import AnnotatedImage, read_coco, read_run_lengths, read_via
-from medsam3.data.patterns import FilePattern, list_files
 from medsam3.data.reader import Item, Listing, Problem
 from medsam3.data.spec import DatasetSpec
+from medsam3.layouts.annotated import AnnotationOptions, AnnotationReader, one_of
+from medsam3.layouts.annotations import AnnotatedImage, read_coco, read_run_lengths, read_via
+from medsam3.layouts.patterns import FilePattern, list_files
 
 Captured = dict[str, str]  # placeholder -> text
 

@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.data.annotations import AnnotatedImage, read_contour, read_labelme, read_polygon_xml
 from medsam3.data.instances import Instances
-from medsam3.data.mask_coding import ALL, Key
-from medsam3.data.pairing import check_missing_mask, pair_files
-from medsam3.data.pixels import read_image, size_of
 from medsam3.data.reader import Item, ItemIndex, Listing, Problem, Reader
-from medsam3.data.shapes import Patch, Shape, Size, UnusableShapeError
 from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.layouts.annotations import AnnotatedImage, read_contour, read_labelme, read_polygon_xml
+from medsam3.layouts.mask_coding import ALL, Key
+from medsam3.layouts.pairing import check_missing_mask, pair_files
+from medsam3.layouts.pixels import read_image, size_of
+from medsam3.layouts.shapes import Patch, Shape, Size, UnusableShapeError
 
 INSTANCES = ("whole", "components", "labels")
 UNUSABLE_SHAPES = ("error", "exclude")

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.data.instances import Instances
-from medsam3.data.mask_coding import ALL, MaskCoding, NamedPixels
-from medsam3.data.pairing import MaskFiles, MissingMask, Pair, check_missing_mask, pair_files
-from medsam3.data.patterns import FilePattern
-from medsam3.data.pixels import read_image, read_mask, size_of
 from medsam3.data.reader import Item, LeftOutError, Listing, Problem, Reader, listed
 from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.layouts.mask_coding import ALL, MaskCoding, NamedPixels
+from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, check_missing_mask, pair_files
+from medsam3.layouts.patterns import FilePattern
+from medsam3.layouts.pixels import read_image, read_mask, size_of
 
 ANNOTATORS = ("first", "union")
 OTHER_SIZE = ("error", "exclude")

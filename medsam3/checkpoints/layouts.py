@@ -1,7 +1,7 @@
 """Between the layouts of SAM3 checkpoints: recognise one by its tensor names, and convert it to another.
 
 Every layout is read into one: the names and shapes of transformers' Sam3VideoModel (`detector_model.`, `tracker_neck.`,
-`tracker_model.`; checkpoint_names has the rule). Converting makes views of the given tensors wherever it can, so that
+`tracker_model.`; names.py has the rule). Converting makes views of the given tensors wherever it can, so that
 memory-mapped files stay on the disk; only Meta's joined q, k, v have to be copied.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Sam3Config, Sam3VideoConfig
 
-from medsam3.checkpoint_names import DETECTOR, Link, links_of_meta, links_of_transformers
+from medsam3.checkpoints.names import DETECTOR, Link, links_of_meta, links_of_transformers
 
 TARGETS = ("detector", "video")  # Sam3Model, Sam3VideoModel
 # What stands before the modules that only this family of names has is the prefix of the detector.
@@ -38,7 +38,7 @@ class Layout:
 
     family: str  # "Meta" or "transformers"
     prefix: str  # before the names of the detector
-    names: dict[str, str]  # complete name (see checkpoint_names) -> name in the file
+    names: dict[str, str]  # complete name (see names.py) -> name in the file
     unexpected: tuple[str, ...]  # names in the file that are none of SAM3's
     has_tracker: bool
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import Sam3Config, Sam3Model, Sam3VideoConfig
 
-from medsam3.checkpoint_files import StoredWeights
-from medsam3.checkpoint_layouts import Layout, Selection
-from medsam3.checkpoint_names import DETECTOR, links_of_transformers
+from medsam3.checkpoints.files import StoredWeights
+from medsam3.checkpoints.layouts import Layout, Selection
+from medsam3.checkpoints.names import DETECTOR, links_of_transformers
 
 if TYPE_CHECKING:
     from transformers import Sam3VideoModel

@@ -1,0 +1,106 @@
+"""Time from files, or from cached slices, to a training sample.
+
+Times are medians over interleaved repeats: what else the machine does meets both sides of a comparison alike. Pictures
+are read with one thread, as a data loading process does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from medsam3.benchmarks.parts import MANY_QUERIES, SEED
+from medsam3.data.batch import Query
+from medsam3.data.corpus import Corpus
+from medsam3.data.dataset import QueryDataset
+from medsam3.data.instances import Instances
+from medsam3.data.transforms import image_to_tensor, to_query
+
+Steps = Mapping[str, Callable[[], object]]
+
+
+def interleaved(steps: Steps, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each step, `repeats` times all of them in turn; a first round warms up and is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: values[1:] for name, values in times.items()}
+
+
+@dataclass(frozen=True)
+class ReadingTimes:
+    """Medians over images and repeats, ms."""
+
+    subject: str  # how many images of which size
+    baseline: float
+    sample: float
+    beyond: float  # sample - baseline of the same round
+    ratio: float  # sample / baseline of the same round
+    parts: dict[str, float]  # what the sample's time goes to
+
+
+def image_reading(corpus: Corpus, image_size: int, repeats: int) -> ReadingTimes:
+    """From image and mask files to a sample, beside PIL's decoding and resize of the image file alone."""
+    return _sample_times(corpus, image_size, repeats, lambda path, _: decode_and_resize(path, image_size))
+
+
+def slice_reading(corpus: Corpus, image_size: int, repeats: int) -> ReadingTimes:
+    """From a cached slice to a sample, beside the resize of the slice as the sample does it."""
+    return _sample_times(corpus, image_size, repeats, lambda _, image: image_to_tensor(image, image_size))
+
+
+def decode_and_resize(path: Path, image_size: int) -> Image.Image:
+    """What no loader can do without: the file decoded by PIL and resized once."""
+    with Image.open(path) as file:
+        return file.convert("RGB").resize((image_size, image_size), Image.Resampling.BILINEAR)
+
+
+def _sample_times(
+    corpus: Corpus, image_size: int, repeats: int, baseline: Callable[[Path, NDArray[np.uint8]], object]
+) -> ReadingTimes:
+    torch.set_num_threads(1)
+    dataset = QueryDataset(corpus, "train", image_size, absent_concepts=0, max_queries=MANY_QUERIES, seed=SEED)
+    (reader,) = corpus.readers.values()
+    collected: list[dict[str, list[float]]] = []
+    sizes, instances = [], 0
+    for place in range(len(dataset)):
+        item = reader.item(dataset.images[place].item)
+        image, masks = reader.image(item), reader.masks(item)
+        steps: Steps = {
+            "baseline": partial(baseline, reader.root / item.image, image),
+            "sample": partial(dataset.__getitem__, place),
+            "read the image": partial(reader.image, item),
+            "read the masks": partial(reader.masks, item),
+            "resize the image": partial(image_to_tensor, image, image_size),
+            "resize the masks": partial(_queries, masks, image_size),
+        }
+        collected.append(interleaved(steps, repeats))
+        sizes.append(image.shape[:2])
+        instances += sum(len(found) for found in masks.values())
+    times = {step: np.concatenate([values[step] for values in collected]) for step in collected[0]}
+    sample, plain = times.pop("sample"), times.pop("baseline")
+    (height, width), (high, wide) = np.min(sizes, axis=0), np.max(sizes, axis=0)
+    sizes_seen = f"{width} x {height} to {wide} x {high} px"
+    return ReadingTimes(
+        subject=f"{len(dataset)} of {sizes_seen}, {instances / len(dataset):.1f} masks each",
+        baseline=float(np.median(plain)),
+        sample=float(np.median(sample)),
+        beyond=float(np.median(sample - plain)),
+        ratio=float(np.median(sample / plain)),
+        parts={step: float(np.median(values)) for step, values in times.items()},
+    )
+
+
+def _queries(masks: Mapping[str, Instances], image_size: int) -> list[Query]:
+    return [to_query(concept, concept, found, image_size) for concept, found in masks.items()]

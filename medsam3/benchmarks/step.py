@@ -1,0 +1,80 @@
+"""Speed and memory of optimizer steps on random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from medsam3 import distributed
+from medsam3.benchmarks.parts import SEED, small_corpus
+from medsam3.command_line import CONFIG_FOLDER
+from medsam3.config import TrainConfig, register_schemas, typed
+from medsam3.data.spec import load_specs
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    device: str
+    parameters: int
+    images: int  # in a step
+    queries: int
+    images_per_s: float
+    memory_gib: float  # peak: on a GPU what torch holds there, on a CPU resident memory of the process
+
+
+def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str], folder: Path) -> StepCosts:
+    """Optimizer steps on one batch of MNI152 slices, by the trainer's own set-up and step.
+
+    Args:
+        model: sam3 (the released size, random weights) | tiny.
+        overrides: of the training configuration, as on the command line of scripts/train.py.
+
+    Raises:
+        ValueError: a setting that does not fit; a loss that is not finite.
+    """
+    from medsam3 import trainer  # brings transformers with it, so only here
+    from medsam3.log import StepMeter
+
+    small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
+    checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))
+    own = [f"model={model}", f"model.checkpoint={checkpoint}", f"model.image_size={image_size}"]
+    own += [f"data.splits={folder}", f"data.cache={folder}/cache", "data.datasets=mni152", "data.workers=0"]
+    own += [f"output_root={folder}/runs", "wandb.mode=off"]
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = typed(compose("train", [*own, *overrides]), TrainConfig)
+    with contextlib.redirect_stdout(sys.stderr):
+        run = trainer._set_up(config, distributed.select_device(config.device))
+    batch = next(iter(run.loader))
+    meter = StepMeter(run.device)
+    readings = []
+    for _ in range(steps + 3):  # the first ones choose kernels and fill the allocator
+        trainer._optimizer_step(run, [batch], meter)
+        readings.append(meter.read(run.optimizer))
+    run.log.close()
+    return StepCosts(
+        device=run.device.type,
+        parameters=sum(parameter.numel() for parameter in run.loaded.model.parameters()),
+        images=len(batch.pixel_values),
+        queries=len(batch.image_index),
+        images_per_s=median(reading["speed/images_per_s"] for reading in readings[3:]),
+        memory_gib=readings[-1]["memory/gib"],
+    )
+
+
+def _random_sam3(image_size: int, folder: Path) -> Path:
+    """A checkpoint of the released size with random weights."""
+    from transformers import Sam3Config, Sam3Model
+
+    from medsam3.checkpoints.config import sized
+
+    torch.manual_seed(SEED)
+    Sam3Model(sized(Sam3Config(), image_size)).save_pretrained(folder)
+    return folder

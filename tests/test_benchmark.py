@@ -1,0 +1,60 @@
+"""The benchmark script: every command measures and prints a table; mistakes are one message."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+import pytest
+
+from medsam3.benchmarks.reading import interleaved
+from medsam3.benchmarks.scale import proportional_set_size, sampling_shares
+from tests.conftest import save_picture
+from tests.scripts import run_script
+
+
+def test_steps_take_turns_and_the_first_round_does_not_count():
+    calls: list[str] = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4 and [len(values) for values in times.values()] == [3, 3]
+
+
+def test_shares_follow_the_rule_of_the_weights(tmp_path):
+    shares = {(share.weights, share.name): share for share in sampling_shares({"ravir": 4, "drive": 100}, tmp_path)}
+    assert (shares["size", "ravir"].drawn, shares["size", "drive"].drawn) == (4, 100)
+    assert shares["uniform", "ravir"].drawn == shares["uniform", "drive"].drawn == 52
+    # square roots 2 and 10: a sixth of 104
+    assert abs(shares["sqrt", "ravir"].drawn - 104 / 6) < 1 and shares["sqrt", "ravir"].different == 4
+
+
+def test_proportional_set_size_is_less_than_resident_memory():
+    resident = int(re.search(r"Rss:\s+(\d+)", open("/proc/self/smaps_rollup").read()).group(1)) * 1024
+    assert 0.2 * resident < proportional_set_size([os.getpid()]) <= 1.1 * resident
+    with pytest.raises(ValueError, match="/proc/0/smaps_rollup: not there"):
+        proportional_set_size([0])
+
+
+def test_reading_of_an_image_and_its_mask(tmp_path):
+    mask = np.zeros((80, 100), bool)
+    mask[10:50, 20:60] = True
+    image = save_picture(tmp_path / "i.jpg", np.random.RandomState(0).randint(0, 256, (80, 100, 3)).astype(np.uint8))
+    files = [f"--image={image}", f"--mask={save_picture(tmp_path / 'm.png', mask)}"]
+    done = run_script("benchmark.py", "reading", *files, "--image-size=56", "--repeats=3", cwd=tmp_path)
+    assert "1 of 100 x 80 to 100 x 80 px, 1.0 masks each" in done.stdout
+    assert re.search(r"training sample \| [\d.]+ \| \*\*[\d.]+\*\*", done.stdout)
+    done = run_script("benchmark.py", "reading", files[0], cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: --image needs --mask FILE beside it\n")
+
+
+def test_a_small_manifest(tmp_path):
+    done = run_script("benchmark.py", "manifest", "--rows=4000", "--samples=640", "--workers=1", cwd=tmp_path)
+    assert "4,000 rows, 2,000 images" in done.stdout
+    assert re.search(r"added per worker \| \*\*\d+ MB\*\*", done.stdout)
+
+
+def test_a_step_of_the_tiny_model(tmp_path):
+    done = run_script("benchmark.py", "step", "--model=tiny", "--image-size=56", "--steps=2", "device=cpu", cwd=tmp_path)
+    assert "tiny, 56 px, on cpu, device=cpu" in done.stdout
+    assert re.search(r"images per second \| \*\*[\d.]+\*\*", done.stdout)
+    assert list(tmp_path.iterdir()) == []
