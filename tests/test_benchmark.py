@@ -54,7 +54,9 @@ def test_a_small_manifest(tmp_path):
 
 
 def test_a_step_of_the_tiny_model(tmp_path):
-    done = run_script("benchmark.py", "step", "--model=tiny", "--image-size=56", "--steps=2", "device=cpu", cwd=tmp_path)
+    done = run_script(
+        "benchmark.py", "step", "--model=tiny", "--image-size=56", "--steps=2", "device=cpu", cwd=tmp_path
+    )
     assert "tiny, 56 px, on cpu, device=cpu" in done.stdout
     assert re.search(r"images per second \| \*\*[\d.]+\*\*", done.stdout)
     assert list(tmp_path.iterdir()) == []

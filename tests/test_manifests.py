@@ -18,6 +18,7 @@ from medsam3.data.cards import (
     load_cards,
     with_generated_parts,
 )
+from medsam3.data.readers import READERS
 from medsam3.data.spec import SPEC_FOLDER, load_spec
 from medsam3.data.vocabulary import Vocabulary
 
@@ -234,8 +235,10 @@ def test_the_worked_examples_of_the_readme_are_valid(tmp_path: Path, example: st
     Vocabulary.load().check(load_spec(path).concept_names)
 
 
-def test_the_readme_has_worked_examples() -> None:
-    assert len(README_EXAMPLES) >= 5
+def test_the_readme_has_a_worked_example_of_every_reader() -> None:
+    assert {
+        line.split()[1] for text in README_EXAMPLES for line in text.splitlines() if line.startswith("reader:")
+    } == set(READERS)
 
 
 def test_a_readme_without_its_markers_is_refused() -> None:
