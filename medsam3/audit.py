@@ -73,8 +73,8 @@ def audit(config: AuditConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> Audi
 def perceptual_hash(image: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
     """256 bits of an [H, W, 3] image and of its mirror image: which low frequencies lie above their median.
 
-    On 1,000 real endoscopy frames copies at half the size differ in at most 6 bits, a crop by 1 % on each side in 12
-    to 38, and images of different scenes in 42 or more.
+    Measured on real images: copies at half the size differ in at most 6 bits, crops by 1 % on each side in 12 to 38,
+    different scenes of endoscopy in 42 or more, photographs of different eyes in 24 or more.
     """
     grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     pixels = np.asarray(grey, dtype=np.float64)

@@ -48,7 +48,19 @@ def summary_table(summaries: list[Summary]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "(in brackets: Table 1 of the paper)"])
+    return "\n".join([*lines, "(in brackets: Table 1 of the paper)", *_differences(summaries)])
+
+
+def _differences(summaries: list[Summary]) -> list[str]:
+    """For each data set that differs from Table 1, what its card says of how the paper's numbers arise."""
+    lines = []
+    for found in summaries:
+        card = _card(found.name)
+        if card is not None and card.paper.images is not None:
+            paper = (card.paper.images, card.paper.annotations, card.paper.median_area_px)
+            if paper != (found.images, found.annotations, round(found.median_area_px)):
+                lines.append(f"{found.title} differs. How the paper's numbers arise: {card.counts}")
+    return lines
 
 
 def _beside(found: float, paper: int | None) -> str:

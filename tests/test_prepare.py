@@ -208,3 +208,13 @@ def test_memory_does_not_grow_with_the_number_of_files(make_spec, tmp_path):
     peak_mb = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
     assert peak_mb < 20
+
+
+def test_a_difference_from_table_1_is_explained(shared_realdata, tmp_path, capsys):
+    for name in ("kvasir_seg", "drive"):
+        if not (shared_realdata / name).is_dir():
+            pytest.skip(f"{shared_realdata / name} is not there")
+    prepare(config(data_config(tmp_path, shared_realdata), ["drive"]))
+    printed = capsys.readouterr().out
+    assert "20 (20)" in printed and "28,412 (28,176)" in printed
+    assert "DRIVE differs. How the paper's numbers arise: " in printed and "largest" in printed
