@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def test_shares_follow_the_rule_of_the_weights(tmp_path):
 
 
 def test_proportional_set_size_is_less_than_resident_memory():
-    resident = int(re.search(r"Rss:\s+(\d+)", open("/proc/self/smaps_rollup").read()).group(1)) * 1024
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    resident = 1024 * int(re.search(r"Rss:\s+(\d+)", rollup).group(1))
     assert 0.2 * resident < proportional_set_size([os.getpid()]) <= 1.1 * resident
     with pytest.raises(ValueError, match="/proc/0/smaps_rollup: not there"):
         proportional_set_size([0])
