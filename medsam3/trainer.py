@@ -81,6 +81,7 @@ def _set_up(config: TrainConfig, device: torch.device) -> Run:
     stored_config = dataclasses.asdict(config) | {"processes": distributed.world_size()}
     state = read_last(folder / "last", stored_config)
     corpus = open_corpus(config.data, config.data.datasets)
+    corpus.require(("train", "val"))
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
     freeze_unreached(loaded.model, config.loss.variant)

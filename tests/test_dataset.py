@@ -281,3 +281,16 @@ def test_the_corpus_answers_for_its_data_sets(corpus, small_set):
     assert corpus.exclusive("small") == ("left square", "right square")
     assert len(corpus.images("small", "all")) == 12 == len(corpus.images("small", "val")) + 10
     assert corpus.describe() == "small: 10 train, 2 val images (parts by image)"
+
+
+def test_a_set_without_validation_images_is_refused_before_any_work(small_set, make_spec, tmp_path):
+    corpus = prepared(small_set[1], make_spec.folder, "small")
+    corpus.require(("train", "val"))
+    make_spec(group="^(p)")  # one patient
+    one_group = prepared(data_config(tmp_path, by="group"), make_spec.folder, "small")
+    with pytest.raises(ValueError, match=r"small: no image with a mask in part 'val' .*\(parts by group\).*by=image"):
+        one_group.require(("train", "val"))
+    make_spec(used_for=["external"])
+    external = prepared(small_set[1], make_spec.folder, "small")
+    with pytest.raises(ValueError, match=r"no image with a mask in part 'train' .*leave it out of data\.datasets$"):
+        external.require(("train", "val"))

@@ -51,6 +51,22 @@ class Corpus:
         """SHA-256 of the split file."""
         return self.manifest.hashes()[dataset]
 
+    def require(self, parts: Sequence[str]) -> None:
+        """Check that every data set has images with masks in each of the parts.
+
+        Raises:
+            ValueError: one has none, as an external set, or a set with a single group when the parts are by group.
+        """
+        for name in self.specs:
+            for part in parts:
+                there = self.manifest.select(part, name)
+                if not len(there.with_present_concepts()):
+                    other = ", or set data.split.by=image" if self.split_by == "group" else ""
+                    raise ValueError(
+                        f"{name}: no image with a mask in part {part!r} of {self.split_file(name)} (parts by "
+                        f"{self.split_by}): leave it out of data.datasets{other}"
+                    )
+
     def describe(self) -> str:
         """One line: data sets, images, and how they are split."""
         parts = {part: len(self.manifest.select(part)) for part in ("train", "val", "external")}
