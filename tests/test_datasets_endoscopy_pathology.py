@@ -1,4 +1,4 @@
-"""Data sets of image and mask files, through their shipped YAML: endoscopy, pathology, eye and skin.
+"""Data sets of image and mask files, through their shipped YAML: endoscopy, fetal surgery and pathology.
 
 Real files where they are beside the checkout, otherwise miniatures in the documented layout with the documented traps.
 """

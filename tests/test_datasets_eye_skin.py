@@ -1,4 +1,4 @@
-"""Data sets of image and mask files, through their shipped YAML: eye and skin. See test_datasets_images.py."""
+"""Data sets of image and mask files, through their shipped YAML: eye and skin."""
 
 from __future__ import annotations
 
