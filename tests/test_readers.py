@@ -227,7 +227,7 @@ def test_a_missing_root_names_the_key_and_the_way_out(tmp_path, make_spec):
         open_reader(make_spec(), tmp_path / "nowhere", tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/small.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"no folder .*data/small .*still packed: small\.zip.*Set data\.root"):
+    with pytest.raises(ValueError, match=r"no folder .*data/small\..*still packed: small\.zip.*Set data\.root"):
         open_reader(make_spec(), tmp_path / "data", tmp_path)
 
 
@@ -286,3 +286,16 @@ def test_chase_db1_masks_have_one_bit_and_two_annotators(shared_realdata, tmp_pa
         assert item.masks == ((None, (f"Image_{item.id}_1stHO.png",)),)
         areas.append(int(reader.masks(item)["retinal blood vessel"].areas_px[0]))
     assert round(float(np.median(areas))) == 69762  # counted independently
+
+
+def test_a_folder_of_the_right_name_with_something_else_in_it_is_said(tmp_path, make_spec):
+    spec = make_spec(root="Download 2024")
+    (tmp_path / "data/small/notes").mkdir(parents=True)
+    (tmp_path / "data/small/pictures.zip").touch()
+    with pytest.raises(ValueError, match="no folder") as error:
+        open_reader(spec, tmp_path / "data", tmp_path / "cache")
+    assert str(error.value) == (
+        f"data set 'small': no folder {tmp_path}/data/Download 2024 nor {tmp_path}/data/small/Download 2024. "
+        f"{tmp_path}/data/small is there, but holds notes, pictures.zip. "
+        "Archives are there, still packed: pictures.zip. Set data.root, or unpack Small there"
+    )

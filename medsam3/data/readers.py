@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from medsam3.data.reader import Reader
+from medsam3.data.reader import Reader, listed
 from medsam3.data.schema import did_you_mean
 from medsam3.data.spec import DatasetSpec
 from medsam3.layouts.annotated import ContourTextReader, LabelmeReader, PolygonXmlReader
@@ -14,7 +14,7 @@ from medsam3.layouts.array_stack import ArrayStackReader
 from medsam3.layouts.image_mask import ImageMaskReader
 from medsam3.layouts.label_volume import LabelVolumeReader
 from medsam3.layouts.mat import MatReader
-from medsam3.layouts.patterns import FilePattern, archives_in
+from medsam3.layouts.patterns import FilePattern, archives_in, is_junk
 
 READERS: dict[str, type[Reader]] = {
     "image_mask": ImageMaskReader,
@@ -64,7 +64,8 @@ def find_root(spec: DatasetSpec, data_root: Path) -> Path:
             f"data.root={data_root}: no such folder; set data.root=<folder that holds the downloaded data sets>"
         )
     named = data_root / spec.name
-    places = list(dict.fromkeys(place / root for root in spec.root for place in (data_root, named)))
+    nested = [data_root / root for root in spec.root] + [named / root for root in spec.root if root != spec.name]
+    places = list(dict.fromkeys(nested))
     there = [place for place in places if place.is_dir()]
     found = (
         [place for place in there if _holds_images(spec, place)]
@@ -72,17 +73,29 @@ def find_root(spec: DatasetSpec, data_root: Path) -> Path:
         or [place for place in there if place != data_root]
     )
     if not found:
-        folders = [path.name for path in data_root.iterdir() if path.is_dir()]
-        packed = archives_in(data_root)
-        hint = f" Archives are there, still packed: {', '.join(packed[:5])}." if packed else ""
-        raise NotFoundError(
-            f"data set {spec.name!r}: no folder {' nor '.join(map(str, [*places, named]))}."
-            f"{did_you_mean(spec.root[0], folders)}{hint} Set data.root, or unpack {spec.title} there"
-        )
+        raise NotFoundError(_not_there(spec, data_root, [place for place in [*places, named] if not place.is_dir()]))
     for other in found[1:]:
         if not other.samefile(found[0]):
             raise ValueError(f"data set {spec.name!r}: two copies, {found[0]} and {other}; remove one")
     return found[0]
+
+
+def _not_there(spec: DatasetSpec, data_root: Path, places: list[Path]) -> str:
+    """What was looked for and what is there instead."""
+    named = data_root / spec.name
+    message = f"data set {spec.name!r}: no folder {' nor '.join(map(str, dict.fromkeys(places)))}."
+    if named.is_dir():
+        message += f" {named} is there, but holds {listed(_names_in(named)) or 'nothing'}."
+    else:
+        message += did_you_mean(spec.root[0], [path.name for path in data_root.iterdir() if path.is_dir()])
+    packed = [*archives_in(data_root), *archives_in(named)]
+    if packed:
+        message += f" Archives are there, still packed: {listed(packed)}."
+    return f"{message} Set data.root, or unpack {spec.title} there"
+
+
+def _names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not is_junk(path.name))
 
 
 def _holds_images(spec: DatasetSpec, place: Path) -> bool:
