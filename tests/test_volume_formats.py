@@ -266,3 +266,20 @@ def test_bad_arrays_are_named(tmp_path, make_spec):
 def test_options_of_stacks_are_checked(changes, message, make_spec):
     with pytest.raises(ValueError, match=message):
         stack_spec(make_spec, **changes)
+
+
+@pytest.mark.parametrize("there", [[], ["a"], ["a", "b"]])
+def test_the_union_is_absent_where_its_parts_are(there, tmp_path, make_spec):
+    for name in ["images", *there]:
+        (tmp_path / "small" / name).mkdir(parents=True)
+        np.save(tmp_path / f"small/{name}/v.npy", np.zeros((2, 8, 8), np.uint8))
+    spec = make_spec(
+        reader="label_volume",
+        images="images/{id}.npy",
+        masks={"a": "a/{id}.npy", "b": "b/{id}.npy"},
+        concepts={"a": "square", "b": "circle", "*": "shape"},
+        options={"axis": 0, "missing_mask": "absent"},
+    )
+    reader = open_reader(spec, tmp_path, tmp_path / "cache")
+    found = reader.masks(reader.items()[0])
+    assert {concept: len(instances) for concept, instances in found.items()} == {"square": 0, "circle": 0, "shape": 0}

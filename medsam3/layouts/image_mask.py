@@ -13,7 +13,7 @@ from medsam3.data.instances import Instances
 from medsam3.data.reader import Item, LeftOutError, Listing, Problem, Reader, listed
 from medsam3.data.spec import UNION, DatasetSpec
 from medsam3.layouts.mask_coding import ALL, MaskCoding, NamedPixels
-from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, check_missing_mask, pair_files
+from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.patterns import FilePattern
 from medsam3.layouts.pixels import read_image, read_mask, size_of
 
@@ -108,11 +108,9 @@ class ImageMaskReader(Reader):
         return absent | self._coding.decode(files, size)
 
     def _annotated(self, item: Item) -> tuple[str, ...]:
-        """The concepts that somebody looked for in an image: all, but those whose file is not there (unlabelled)."""
-        keys = {key for key, _ in item.masks}
-        if None in keys or self.options.concept_by is not None:
+        if self.options.concept_by is not None:
             return self.spec.concept_names
-        return tuple(concept for key, concept in self.spec.concepts.items() if key in keys or key == UNION)
+        return annotated_concepts(self.spec, item.masks)
 
     def _unclear_files(self, pair: Pair) -> tuple[str, ...]:
         if self.spec.instances == "files" or self.options.annotators is not None:

@@ -15,7 +15,7 @@ from medsam3.data.reader import Item, Listing, Problem, Reader
 from medsam3.data.spec import DatasetSpec
 from medsam3.data.volumes import AXES, CachedSlices, Recipe, cached_slices, middle
 from medsam3.layouts.mask_coding import Key, MaskCoding, NamedPixels
-from medsam3.layouts.pairing import MissingMask, Pair, check_missing_mask, pair_files
+from medsam3.layouts.pairing import MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import grey_to_rgb
 
 ONE_SLICE = ("middle", "largest")
@@ -90,11 +90,8 @@ class LabelVolumeReader(Reader):
             for key, paths in files
             for path in paths
         ]
-        result = self._coding.decode(pixels, size)
-        for key, paths in files:
-            if not paths:  # options.missing_mask: absent
-                concepts = self.spec.concept_names if key is None else (self.spec.concepts[key],)
-                result |= {concept: Instances.separate([], size) for concept in concepts if concept not in result}
+        absent = {concept: Instances.separate([], size) for concept in annotated_concepts(self.spec, files)}
+        result = absent | self._coding.decode(pixels, size)
         for pattern, concepts in self.options.not_annotated.items():
             if re.search(pattern, item.id):
                 result = {concept: found for concept, found in result.items() if concept not in concepts}

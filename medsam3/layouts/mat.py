@@ -15,9 +15,9 @@ from scipy.io.matlab import MatReadError
 
 from medsam3.data.instances import Instances
 from medsam3.data.reader import Item, Listing, Reader
-from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.data.spec import DatasetSpec
 from medsam3.layouts.mask_coding import MaskCoding, NamedPixels
-from medsam3.layouts.pairing import check_missing_mask, pair_files
+from medsam3.layouts.pairing import annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import read_image, size_of, unreadable
 
 
@@ -65,9 +65,8 @@ class MatReader(Reader):
             for key, paths in item.masks
             for path in paths
         ]
-        keys = {key for key, _ in item.masks}
-        annotated = [c for key, c in self.spec.concepts.items() if None in keys or key in keys or key == UNION]
-        return {concept: Instances.separate([], size) for concept in annotated} | self._coding.decode(files, size)
+        absent = {concept: Instances.separate([], size) for concept in annotated_concepts(self.spec, item.masks)}
+        return absent | self._coding.decode(files, size)
 
 
 def read_mat(path: Path, key: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsam3.data.reader import Problem
-from medsam3.data.spec import DatasetSpec
+from medsam3.data.spec import UNION, DatasetSpec
 from medsam3.layouts.mask_coding import Key
 from medsam3.layouts.patterns import FilePattern, list_files
 
@@ -77,6 +77,12 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: MissingMask) -> tupl
             pairs.append(Pair(item_id, path, kept, captured))
     problems += [Problem(path, "mask without image") for path in sorted(claimed - used)]
     return pairs, problems
+
+
+def annotated_concepts(spec: DatasetSpec, masks: MaskFiles) -> tuple[str, ...]:
+    """The concepts that somebody looked for in an image: all but those whose file is not there (unlabelled)."""
+    keys = {key for key, _ in masks}
+    return tuple(c for key, c in spec.concepts.items() if None in keys or key in keys or key == UNION)
 
 
 def _rule(missing_mask: MissingMask, key: Key) -> str:
