@@ -70,18 +70,23 @@ def train(config: TrainConfig) -> float:
     """
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
-        run = _set_up(config, device)
+        corpus = open_corpus(config.data, config.data.datasets)
+        corpus.require(("train", "val"))
+        run = set_up(config, corpus, device)
         _run_epochs(run)
         run.log.close()
         return run.progress.best_dice
 
 
-def _set_up(config: TrainConfig, device: torch.device) -> Run:
+def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
+    """Model, optimizer, loader and log of a run, at the start or where `last` stopped.
+
+    Raises:
+        ValueError: as `train`.
+    """
     folder = writable_folder(config.output_dir)
     stored_config = dataclasses.asdict(config) | {"processes": distributed.world_size()}
     state = read_last(folder / "last", stored_config)
-    corpus = open_corpus(config.data, config.data.datasets)
-    corpus.require(("train", "val"))
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
     freeze_unreached(loaded.model, config.loss.variant)
@@ -164,7 +169,7 @@ def _run_epochs(run: Run) -> None:
         run.loader.batch_sampler.set_position(progress.epoch, progress.batch)  # type: ignore[union-attr]
         run.loader.dataset.set_epoch(progress.epoch)  # type: ignore[attr-defined]
         for batches in _grouped(run.loader, trainer.accumulation_steps):
-            _optimizer_step(run, batches, meter)
+            optimizer_step(run, batches, meter)
             progress.batch += len(batches)
             bar.update()
             if progress.step % trainer.log_every_steps == 0 or progress.step == run.total_steps:
@@ -190,7 +195,7 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
+def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
     """One optimizer step over the mean loss of `batches` on this rank, and the mean of that over ranks."""
     run.network.train()
     set_learning_rates(run.optimizer, run.progress.step, run.total_steps, run.config.optim.schedule)

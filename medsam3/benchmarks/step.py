@@ -42,21 +42,20 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     from medsam3 import trainer  # brings transformers with it, so only here
     from medsam3.log import StepMeter
 
-    small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
+    corpus = small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
     checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))
     own = [f"model={model}", f"model.checkpoint={checkpoint}", f"model.image_size={image_size}"]
-    own += [f"data.splits={folder}", f"data.cache={folder}/cache", "data.datasets=mni152", "data.workers=0"]
-    own += [f"output_root={folder}/runs", "wandb.mode=off"]
+    own += ["data.datasets=mni152", "data.workers=0", f"output_root={folder}/runs", "wandb.mode=off"]
     register_schemas()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = typed(compose("train", [*own, *overrides]), TrainConfig)
     with contextlib.redirect_stdout(sys.stderr):
-        run = trainer._set_up(config, distributed.select_device(config.device))
+        run = trainer.set_up(config, corpus, distributed.select_device(config.device))
     batch = next(iter(run.loader))
     meter = StepMeter(run.device)
     readings = []
     for _ in range(steps + 3):  # the first ones choose kernels and fill the allocator
-        trainer._optimizer_step(run, [batch], meter)
+        trainer.optimizer_step(run, [batch], meter)
         readings.append(meter.read(run.optimizer))
     run.log.close()
     return StepCosts(
