@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medsam3.benchmarks import parts, reading, scale, step
 from medsam3.command_line import explain
-from medsam3.data.spec import DatasetSpec, load_specs
+from medsam3.registry.spec import DatasetSpec, load_specs
 
 
 def main() -> None:

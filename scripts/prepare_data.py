@@ -5,10 +5,10 @@ Then `python scripts/prepare_data.py audit data.root=/my/data` looks for leaks b
 
 import sys
 
-from medsam3.audit import audit
 from medsam3.command_line import run_script
 from medsam3.config import AuditConfig, PrepareConfig, register_schemas
-from medsam3.prepare import prepare
+from medsam3.preparation.audit import audit
+from medsam3.preparation.prepare import prepare
 
 if __name__ == "__main__":
     register_schemas()

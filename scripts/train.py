@@ -2,7 +2,7 @@
 
 from medsam3.command_line import run_script
 from medsam3.config import TrainConfig, register_schemas
-from medsam3.trainer import train
+from medsam3.training.trainer import train
 
 if __name__ == "__main__":
     register_schemas()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam3.data.reader import Reader
+from medsam3.layouts.reader import Reader
 from medsam3.layouts.shapes import Shape
 from tests import native_sets
 

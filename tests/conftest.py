@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 from medsam3.config import DataConfig, SplitConfig
-from medsam3.data.instances import Instances
-from medsam3.data.reader import Reader
-from medsam3.data.readers import open_reader
-from medsam3.data.spec import DatasetSpec, load_spec
+from medsam3.layouts.instances import Instances
+from medsam3.layouts.reader import Reader
+from medsam3.layouts.readers import open_reader
+from medsam3.registry.spec import DatasetSpec, load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_SET: dict[str, Any] = {

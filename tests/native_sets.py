@@ -12,10 +12,10 @@ from PIL import Image
 from scipy import ndimage
 
 from medsam3.config import PrepareConfig
-from medsam3.data.reader import Reader
-from medsam3.data.readers import open_reader
-from medsam3.data.spec import SPEC_FOLDER, load_spec
-from medsam3.prepare import prepare
+from medsam3.layouts.reader import Reader
+from medsam3.layouts.readers import open_reader
+from medsam3.preparation.prepare import prepare
+from medsam3.registry.spec import SPEC_FOLDER, load_spec
 from tests.conftest import data_config
 
 SIZE = (96, 128)

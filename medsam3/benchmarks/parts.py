@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import Manifest, split_file, write_split
-from medsam3.data.reader import Reader
-from medsam3.data.readers import open_reader
-from medsam3.data.spec import DatasetSpec
 from medsam3.layouts.pixels import size_of
+from medsam3.layouts.reader import Reader
+from medsam3.layouts.readers import open_reader
+from medsam3.registry.spec import DatasetSpec
 
 TRAIN_FRACTION, SEED = 0.85, 42  # only noted in the split files written here: all images are training images
 MANY_QUERIES = 10**6  # ask for every concept of an image

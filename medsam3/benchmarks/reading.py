@@ -21,8 +21,8 @@ from medsam3.benchmarks.parts import MANY_QUERIES, SEED
 from medsam3.data.batch import Query
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset
-from medsam3.data.instances import Instances
 from medsam3.data.transforms import image_to_tensor, to_query
+from medsam3.layouts.instances import Instances
 
 Steps = Mapping[str, Callable[[], object]]
 

@@ -20,10 +20,10 @@ from medsam3.benchmarks.reading import interleaved
 from medsam3.data.batch import Sample
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import ImageSampler, QueryDataset
-from medsam3.data.instances import Instances
 from medsam3.data.manifest import Manifest, split_file
-from medsam3.data.reader import Item, Listing, Reader
-from medsam3.data.spec import DatasetSpec, load_specs
+from medsam3.layouts.instances import Instances
+from medsam3.layouts.reader import Item, Listing, Reader
+from medsam3.registry.spec import DatasetSpec, load_specs
 
 SYNTHETIC, ROWS_PER_IMAGE, IMAGES_PER_GROUP, FEW_ROWS = "synthetic", 2, 8, 2000
 BATCH = 64

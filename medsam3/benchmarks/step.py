@@ -16,7 +16,7 @@ from medsam3 import distributed
 from medsam3.benchmarks.parts import SEED, small_corpus
 from medsam3.command_line import CONFIG_FOLDER
 from medsam3.config import TrainConfig, register_schemas, typed
-from medsam3.data.spec import load_specs
+from medsam3.registry.spec import load_specs
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     Raises:
         ValueError: a setting that does not fit; a loss that is not finite.
     """
-    from medsam3 import trainer  # brings transformers with it, so only here
-    from medsam3.log import StepMeter
+    from medsam3.training import trainer  # brings transformers with it, so only here
+    from medsam3.training.log import StepMeter
 
     corpus = small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
     checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))
@@ -72,7 +72,7 @@ def _random_sam3(image_size: int, folder: Path) -> Path:
     """A checkpoint of the released size with random weights."""
     from transformers import Sam3Config, Sam3Model
 
-    from medsam3.checkpoints.config import sized
+    from medsam3.checkpoints.model_config import sized
 
     torch.manual_seed(SEED)
     Sam3Model(sized(Sam3Config(), image_size)).save_pretrained(folder)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Sam3Config, Sam3Model, Sam3VideoConfig
 
+from medsam3.checkpoints.conversion import Layout, Selection
 from medsam3.checkpoints.files import StoredWeights
-from medsam3.checkpoints.layouts import Layout, Selection
 from medsam3.checkpoints.names import DETECTOR, links_of_transformers
 
 if TYPE_CHECKING:

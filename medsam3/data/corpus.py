@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from medsam3.config import DataConfig
 from medsam3.data.manifest import ImageRows, Manifest, split_file
-from medsam3.data.reader import Reader, listed
-from medsam3.data.readers import open_reader
-from medsam3.data.spec import SPEC_FOLDER, DatasetSpec, load_specs
-from medsam3.data.vocabulary import MANIFESTS, Vocabulary
+from medsam3.layouts.reader import Reader, listed
+from medsam3.layouts.readers import open_reader
+from medsam3.registry.spec import SPEC_FOLDER, DatasetSpec, load_specs
+from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
 
 @dataclass

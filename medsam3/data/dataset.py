@@ -12,10 +12,10 @@ from torch.utils.data import Dataset, Sampler
 
 from medsam3.data.batch import Sample
 from medsam3.data.corpus import Corpus
-from medsam3.data.instances import Instances
 from medsam3.data.manifest import ImageRows
-from medsam3.data.schema import did_you_mean
 from medsam3.data.transforms import image_to_tensor, to_query
+from medsam3.layouts.instances import Instances
+from medsam3.registry.schema import did_you_mean
 
 
 class QueryDataset(Dataset[Sample]):

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from medsam3.data.parts import PARTS
-from medsam3.data.volumes import file_hash
+from medsam3.layouts.volume_cache import file_hash
+from medsam3.preparation.splits import PARTS
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
 COLUMNS = pa.schema(

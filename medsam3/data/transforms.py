@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from medsam3.data.batch import Query
-from medsam3.data.instances import Instances
+from medsam3.layouts.instances import Instances
 
 
 def image_to_tensor(image: NDArray[np.uint8], image_size: int) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.data.instances import Instances
-from medsam3.data.reader import Item, Listing, Problem, Reader
-from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import MaskCoding, NamedPixels
 from medsam3.layouts.pairing import Pair, check_missing_mask, pair_files
 from medsam3.layouts.pixels import Range, grey_to_rgb, to_8_bit, unreadable
+from medsam3.layouts.reader import Item, Listing, Problem, Reader
+from medsam3.registry.spec import UNION, DatasetSpec
 
 
 @dataclass(frozen=True)

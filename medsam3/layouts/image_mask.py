@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.data.instances import Instances
-from medsam3.data.reader import Item, LeftOutError, Listing, Problem, Reader, listed
-from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import ALL, MaskCoding, NamedPixels
 from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
-from medsam3.layouts.patterns import FilePattern
 from medsam3.layouts.pixels import read_image, read_mask, size_of
+from medsam3.layouts.reader import Item, LeftOutError, Listing, Problem, Reader, listed
+from medsam3.registry.patterns import FilePattern
+from medsam3.registry.spec import UNION, DatasetSpec
 
 ANNOTATORS = ("first", "union")
 OTHER_SIZE = ("error", "exclude")

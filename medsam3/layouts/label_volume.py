@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.data.instances import Instances
-from medsam3.data.reader import Item, Listing, Problem, Reader
-from medsam3.data.spec import DatasetSpec
-from medsam3.data.volumes import AXES, CachedSlices, Recipe, cached_slices, middle
+from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import Key, MaskCoding, NamedPixels
 from medsam3.layouts.pairing import MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import grey_to_rgb
+from medsam3.layouts.reader import Item, Listing, Problem, Reader
+from medsam3.layouts.volume_cache import AXES, CachedSlices, Recipe, cached_slices, middle
+from medsam3.registry.spec import DatasetSpec
 
 ONE_SLICE = ("middle", "largest")
 AXIS_LETTER = {"sagittal": "x", "coronal": "y", "axial": "z", 0: "s", 1: "s", 2: "s"}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.data.instances import Instances, Mask
-from medsam3.data.spec import UNION, DatasetSpec
+from medsam3.layouts.instances import Instances, Mask
 from medsam3.layouts.outlines import fill_holes, fill_outlines
+from medsam3.registry.spec import UNION, DatasetSpec
 
 ALL = "all"
 FILL = {"holes": fill_holes, "outlines": fill_outlines}

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy import io as scipy_io
 from scipy.io.matlab import MatReadError
 
-from medsam3.data.instances import Instances
-from medsam3.data.reader import Item, Listing, Reader
-from medsam3.data.spec import DatasetSpec
+from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import MaskCoding, NamedPixels
 from medsam3.layouts.pairing import annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import read_image, size_of, unreadable
+from medsam3.layouts.reader import Item, Listing, Reader
+from medsam3.registry.spec import DatasetSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from medsam3.data.instances import EIGHT_NEIGHBOURS, Mask
+from medsam3.layouts.instances import EIGHT_NEIGHBOURS, Mask
 
 THIN = 0.25  # what covers less of its bounding box than this is a line; a filled ellipse covers 0.3 or more
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsam3.data.reader import Problem
-from medsam3.data.spec import UNION, DatasetSpec
 from medsam3.layouts.mask_coding import Key
-from medsam3.layouts.patterns import FilePattern, list_files
+from medsam3.layouts.reader import Problem
+from medsam3.registry.patterns import FilePattern, list_files
+from medsam3.registry.spec import UNION, DatasetSpec
 
 MISSING_MASK = ("error", "exclude", "absent", "unlabelled")
 MissingMask = str | dict[int | str, str]  # one of MISSING_MASK, or one for each key of masks

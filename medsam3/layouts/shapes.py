@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 
-from medsam3.data.instances import Mask
+from medsam3.layouts.instances import Mask
 
 Size = tuple[int, int]  # height, width
 ON_LINE_PX = 1e-6  # a pixel centre this near to an outline is on it

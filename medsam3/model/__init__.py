@@ -1,0 +1,1 @@
+"""SAM3 as training, evaluation and prediction run it."""

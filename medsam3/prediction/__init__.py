@@ -1,0 +1,1 @@
+"""From an image and words to masks and scores."""

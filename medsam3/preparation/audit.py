@@ -1,0 +1,175 @@
+"""Leaks between the parts of prepared data sets: near-duplicate images, and groups that straddle the split by image."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
+
+from medsam3.config import AuditConfig
+from medsam3.data.corpus import Corpus, open_corpus
+from medsam3.data.manifest import Manifest
+from medsam3.layouts.reader import Item, Reader
+from medsam3.preparation.parallel import each
+from medsam3.registry.spec import SPEC_FOLDER
+
+SIDE, KEPT = 64, 16  # px of the reduced image, and its lowest frequencies along each axis
+WORDS = KEPT * KEPT // 64
+ROWS = 1024  # hashes that are compared with all others at a time
+
+Hashes = NDArray[np.uint64]
+PAIR_COLUMNS = ("distance", "mirrored", "dataset", "part", "item", "other_dataset", "other_part", "other_item")
+GROUP_COLUMNS = ("dataset", "group", "train_images", "val_images")
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    pairs: dict[tuple[str, str], int]  # ("drive train", "stare external") -> near-duplicate pairs
+    groups: dict[str, int]  # data set -> groups that straddle its split by image
+    images: int
+
+
+def audit(config: AuditConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> AuditSummary:
+    """Compare all images of the prepared data sets and write audit_pairs.csv and audit_groups.csv beside their splits.
+
+    A pair counts if it lies in different parts (train, val, external) or in different data sets.
+
+    Raises:
+        ValueError: a data set that is unknown, not there or not prepared; an image that cannot be read.
+    """
+    names = _prepared(config.data.splits) if config.datasets == "prepared" else config.datasets
+    corpus = open_corpus(config.data, names, folders)
+    images = _Images(corpus.manifest)
+    hashes = np.concatenate([_hashes_of(corpus, name, config.workers) for name in corpus.manifest.names])
+    folder = Path(config.data.splits)
+    pairs: Counter[tuple[str, str]] = Counter()
+    with _table(folder / "audit_pairs.csv", PAIR_COLUMNS) as rows:
+        for distance, mirrored, first, second in near_duplicates(hashes, config.max_distance):
+            one, other = images[first], images[second]
+            if one[:2] != other[:2]:
+                rows.writerow([distance, mirrored, *one, *other])
+                pairs[" ".join(one[:2]), " ".join(other[:2])] += 1
+    groups = {}
+    with _table(folder / "audit_groups.csv", GROUP_COLUMNS) as rows:
+        for name in corpus.manifest.names:
+            found = straddling_groups(corpus.manifest.select(dataset=name))
+            rows.writerows([name, group, *counts] for group, counts in found.items())
+            groups[name] = len(found)
+    summary = AuditSummary(dict(pairs), groups, len(hashes))
+    print(_report(summary, config))
+    return summary
+
+
+def perceptual_hash(image: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
+    """256 bits of an [H, W, 3] image and of its mirror image: which low frequencies lie above their median.
+
+    Measured on real images: copies at half the size differ in at most 6 bits, crops by 1 % on each side in 12 to 38,
+    different scenes of endoscopy in 42 or more, photographs of different eyes in 24 or more.
+    """
+    grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    pixels = np.asarray(grey, dtype=np.float64)
+    return _bits(pixels), _bits(pixels[:, ::-1])
+
+
+def _bits(pixels: NDArray[np.float64]) -> Hashes:
+    frequencies = dctn(pixels, norm="ortho")[:KEPT, :KEPT].ravel()
+    frequencies[0] = -np.inf  # the mean brightness says nothing
+    return np.packbits(frequencies > np.median(frequencies[1:])).view(np.uint64)
+
+
+def near_duplicates(hashes: Hashes, max_distance: int) -> Iterator[tuple[int, bool, int, int]]:
+    """(distance, mirrored, first, second) of all pairs with at most so many different bits.
+
+    Args:
+        hashes: [N, 2, WORDS], of the images and of their mirror images.
+    """
+    plain, mirror = hashes[:, 0], hashes[:, 1]
+    for start in range(0, len(hashes), ROWS):
+        rows = plain[start : start + ROWS]
+        distances = np.stack([_distances(rows, plain[start:]), _distances(rows, mirror[start:])])
+        nearest = distances.min(axis=0)
+        for row, column in np.argwhere(nearest <= max_distance):
+            if column > row:
+                mirrored = bool(distances[1, row, column] < distances[0, row, column])
+                yield int(nearest[row, column]), mirrored, int(start + row), int(start + column)
+
+
+def _distances(rows: Hashes, others: Hashes) -> NDArray[np.uint16]:
+    total = np.zeros((len(rows), len(others)), dtype=np.uint16)
+    for word in range(WORDS):
+        total += np.bitwise_count(rows[:, None, word] ^ others[None, :, word])
+    return total
+
+
+def straddling_groups(manifest: Manifest) -> dict[str, tuple[int, int]]:
+    """Groups with images in train and in val when the parts are drawn by image -> how many in each."""
+    (split,) = manifest.splits
+    groups, group_codes = split.texts("group")
+    parts, part_codes = split.texts("part_by_image")
+    counts = {}
+    for part in ("train", "val"):
+        code = parts.index(part).as_py()
+        counts[part] = np.bincount(group_codes[part_codes == code], minlength=len(groups))
+    both = np.flatnonzero((counts["train"] > 0) & (counts["val"] > 0))
+    return {groups[int(g)].as_py(): (int(counts["train"][g]), int(counts["val"][g])) for g in both}
+
+
+class _Images:
+    """Data set, part and id of an image by its place among all."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def __getitem__(self, place: int) -> tuple[str, str, str]:
+        rows = self.manifest[place]
+        return rows.dataset, rows.part, rows.item
+
+
+def _hashes_of(corpus: Corpus, name: str, workers: int) -> Hashes:
+    manifest, reader = corpus.manifest.select(dataset=name), corpus.readers[name]
+    items = [reader.item(manifest[place].item) for place in range(len(manifest))]
+    found = list(each(reader, _hash_item, items, workers, f"{name}: compare"))
+    return np.asarray(found, dtype=np.uint64).reshape(-1, 2, WORDS)
+
+
+def _hash_item(reader: Reader, item: Item) -> tuple[Hashes, Hashes]:
+    return perceptual_hash(reader.image(item))
+
+
+def _prepared(folder: str) -> list[str]:
+    names = [path.stem for path in sorted(Path(folder).glob("*.csv")) if "." not in path.stem]
+    names = [name for name in names if not name.startswith("audit_")]
+    if not names:
+        raise ValueError(f"data.splits={folder}: no prepared data set; run python scripts/prepare_data.py datasets=...")
+    return names
+
+
+@contextmanager
+def _table(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:
+    """A CSV writer; the file is there in full or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        yield writer
+    os.replace(temporary, path)
+
+
+def _report(summary: AuditSummary, config: AuditConfig) -> str:
+    lines = [f"Near-duplicate pairs (at most {config.max_distance} of {64 * WORDS} bits) of {summary.images:,} images:"]
+    lines += [f"  {one} - {other}: {count:,}" for (one, other), count in sorted(summary.pairs.items())] or ["  none"]
+    lines.append("Groups (patients, videos, volumes) with images in both parts of the split by image:")
+    straddling = {name: count for name, count in summary.groups.items() if count}
+    lines += [f"  {name}: {count:,}" for name, count in straddling.items()] or ["  none"]
+    lines.append(f"All of them: {config.data.splits}/audit_pairs.csv, {config.data.splits}/audit_groups.csv")
+    return "\n".join(lines)

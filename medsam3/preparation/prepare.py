@@ -1,0 +1,207 @@
+"""Preparing data sets: check every file, freeze the parts, write the split files, and count what Table 1 counts.
+
+A data set with a broken item gets no files at all, unless `skip_broken` turns broken items into listed exclusions.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from medsam3.config import DataConfig, PrepareConfig
+from medsam3.data.manifest import split_file, split_hash, write_split
+from medsam3.evaluation.tables import write_atomically
+from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
+from medsam3.layouts.readers import NotFoundError, open_reader
+from medsam3.preparation.copies import find_copies, fingerprint
+from medsam3.preparation.parallel import each
+from medsam3.preparation.splits import assign_parts
+from medsam3.preparation.summary import Summary, exclusions_csv, problem_report, summary_table, where_to_get
+from medsam3.registry.spec import SPEC_FOLDER, UNION, USES, DatasetSpec, load_specs
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCheck:
+    """What checking one item gave: its numbers, or why it is broken."""
+
+    height: int = 0
+    width: int = 0
+    areas_px: dict[str, list[int]] = field(default_factory=dict)  # concept -> area of each instance
+    broken: str | None = None
+    left_out: str | None = None  # why the YAML leaves it out
+
+
+def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> list[Summary]:
+    """Prepare data sets and print what was found.
+
+    Args:
+        folders: where the YAML files of the data sets lie.
+
+    Raises:
+        ValueError: a data set is not there or has broken items. The others are prepared all the same; of the sets of a
+            use (datasets=train) only those that are there.
+    """
+    specs = load_specs(config.datasets, folders)
+    _check_writable(Path(config.data.splits))
+    a_use = isinstance(config.datasets, str) and config.datasets in USES
+    summaries: list[Summary] = []
+    errors: list[str] = []
+    missing: list[str] = []
+    for spec in specs.values():
+        try:
+            summaries.append(prepare_dataset(spec, config))
+        except NotFoundError as error:
+            missing.append(f"{error}{where_to_get(spec)}")
+        except ValueError as error:
+            errors.append(str(error))
+    if summaries:
+        print(summary_table(summaries))
+        print(f"Split files and lists of exclusions lie in {config.data.splits}")
+    if missing and (not a_use or not summaries):
+        errors = missing + errors
+    else:
+        for line in missing:
+            print(f"not there: {line}")
+    if errors:
+        raise ValueError("\n\n".join(dict.fromkeys(errors)))
+    return summaries
+
+
+def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
+    """Check one data set and write `<name>.csv` and `<name>.exclusions.csv`.
+
+    Raises:
+        ValueError: not there, nothing fits its patterns, or broken items (the first ten are named).
+    """
+    reader = open_reader(spec, Path(config.data.root), Path(config.data.cache))
+    for _ in each(reader, _unpack, reader.unpack_jobs(), config.workers, f"{spec.name}: unpack"):
+        pass
+    listing = reader.listing()
+    problems = list(listing.problems)
+    items = listing.items
+    if spec.copies != "all":
+        prints = each(reader, fingerprint, items, config.workers, f"{spec.name}: find copies")
+        copies = find_copies(items, prints, spec.copies)
+        items = [item for item in items if item.id not in copies]
+        problems += copies.values()
+    tally = _Tally(spec)
+    checks = each(reader, check_item, items, config.workers, f"{spec.name}: check")
+    for item, check in zip(items, checks, strict=True):
+        if check.broken is not None:
+            problems.append(Problem(item.id, check.broken))
+        elif check.left_out is not None:
+            problems.append(Problem(item.id, check.left_out, expected=True))
+        else:
+            tally.add(item, check)
+    broken = [problem for problem in problems if not problem.expected]
+    if broken and not config.skip_broken:
+        raise ValueError(problem_report(spec.name, broken))
+    if not tally.items:
+        raise ValueError(f"{spec.name}: no item is left:\n  {problems[0].item}: {problems[0].reason}")
+    path = split_file(config.data.splits, spec.name)
+    parts = tally.write(path, config.data)
+    write_atomically(path.with_suffix(".exclusions.csv"), exclusions_csv(problems))
+    return Summary(
+        name=spec.name,
+        title=spec.title,
+        images=len(tally.items),
+        annotations=len(tally.areas_px),
+        median_area_px=float(np.median(tally.areas_px)) if tally.areas_px else 0.0,
+        parts=parts,
+        excluded=len(problems),
+        split_hash=split_hash(path),
+    )
+
+
+def check_item(reader: Reader, item: Item) -> ItemCheck:
+    """Read an item as training will, and measure it."""
+    try:
+        height, width, _ = reader.image(item).shape
+        masks = reader.masks(item)
+        for concept, instances in masks.items():
+            if instances.size != (height, width):
+                raise ValueError(f"{item.image}: {height} x {width} px, its mask of {concept!r} {instances.size}")
+        if not masks:
+            raise ValueError(f"{item.image}: no concept is annotated")
+    except LeftOutError as error:
+        return ItemCheck(left_out=str(error))
+    except ValueError as error:
+        return ItemCheck(broken=str(error))
+    if reader.spec.keep == "non_empty" and not any(len(instances) for instances in masks.values()):
+        return ItemCheck(left_out="no instance of any concept (keep: non_empty)")
+    return ItemCheck(height, width, {concept: found.areas_px.tolist() for concept, found in masks.items()})
+
+
+class _Tally:
+    """Rows of a data set as they come in, in compact arrays."""
+
+    def __init__(self, spec: DatasetSpec) -> None:
+        self.spec = spec
+        self.items: list[Item] = []
+        self.areas_px = array("q")  # [instances], only those of the concept "*" where there is one: it holds the others
+        self._rows = {name: array("q") for name in ("item", "concept", "instances", "area_px", "height", "width")}
+
+    def add(self, item: Item, check: ItemCheck) -> None:
+        union = self.spec.concepts.get(UNION)
+        for concept, areas in check.areas_px.items():
+            if union is None or concept == union:
+                self.areas_px.extend(areas)
+            values = {"item": len(self.items), "concept": self.spec.concept_names.index(concept)}
+            values |= {"instances": len(areas), "area_px": sum(areas), "height": check.height, "width": check.width}
+            for name, value in values.items():
+                self._rows[name].append(value)
+        self.items.append(item)
+
+    def write(self, path: Path, config: DataConfig) -> dict[str, int]:
+        """Draw the parts and write the split file; returns the images of each part."""
+        split = config.split
+        if self.spec.is_external:
+            by_image = by_group = ["external"] * len(self.items)
+        else:
+            by_image, by_group = assign_parts(self.spec.name, self.items, split.train_fraction, split.seed)
+        numbers = {name: np.asarray(values) for name, values in self._rows.items()}
+        item_of_row = numbers["item"]
+        rows = len(item_of_row)
+        per_item = {
+            "item": [item.id for item in self.items],
+            "group": [item.group for item in self.items],
+            "part_by_image": by_image,
+            "part_by_group": by_group,
+        }
+        columns: dict[str, Any] = {
+            name: pa.array(texts).take(pa.array(item_of_row)) for name, texts in per_item.items()
+        }
+        columns |= {name: numbers[name] for name in ("instances", "area_px", "height", "width")}
+        columns["concept"] = pa.array(self.spec.concept_names).take(pa.array(numbers["concept"]))
+        columns["dataset"] = pa.repeat(self.spec.name, rows)
+        columns["train_fraction"] = np.full(rows, split.train_fraction)
+        columns["seed"] = np.full(rows, split.seed)
+        write_split(path, columns)
+        shown = by_image if split.by == "image" else by_group
+        return {part: shown.count(part) for part in sorted(set(shown))}
+
+
+def _unpack(reader: Reader, job: Any) -> None:
+    """Unpack a volume; one that cannot be read shows up again, with its name, when the items are listed."""
+    with suppress(ValueError):
+        reader.unpack(job)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"data.splits={folder}: cannot write there ({error.strerror}); set data.splits=<folder>"
+        ) from error

@@ -1,0 +1,1 @@
+"""What the data sets are, without a pixel: descriptions, cards, vocabulary."""

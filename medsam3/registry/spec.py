@@ -1,0 +1,202 @@
+"""DatasetSpec: what one file of configs/dataset/ says about one data set, checked as a whole when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medsam3.registry.grouping import GroupRule, check_group
+from medsam3.registry.patterns import FilePattern
+from medsam3.registry.schema import build, did_you_mean
+
+USES = ("train", "internal", "external", "example")
+INSTANCES = ("whole", "components", "labels", "files")
+KEEP = ("all", "non_empty")
+COPIES = ("all", "first", "none")
+UNION = "*"  # the key of the concept that holds those of all keys
+# Modality -> what its pictures can show. A concept of one family is never asked of an image of the same family unless
+# the data set says that it is absent there (see dataset.py): an ultrasound image may well show a liver nobody marked.
+MODALITIES = {
+    "x-ray": "body",
+    "ct": "body",
+    "mr": "body",
+    "ultrasound": "body",
+    "endoscopy": "body",
+    "fundus": "eye",
+    "oct": "eye",
+    "dermoscopy": "skin",
+    "pathology": "microscopy",
+    "microscopy": "microscopy",
+    "electron microscopy": "microscopy",
+}
+SPEC_FOLDER = Path(__file__).parents[2] / "configs" / "dataset"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set, its files and its concepts.
+
+    Paths are patterns relative to the data set's folder (see patterns.py); `{id}` marks the part that names an item.
+    """
+
+    name: str
+    title: str  # as printed in tables
+    modality: str  # one of MODALITIES
+    used_for: tuple[str, ...]  # train | internal (Table 3 top) | external (Table 3 bottom) | example
+    reader: str  # a name of medsam3.layouts.readers.READERS
+    root: tuple[str, ...]  # folder under data.root (or names that it may have), or package:<python package>/<folder>
+    images: tuple[str, ...]  # one or several patterns
+    # what the data call it (value, "#RRGGBB", class, label, key of `masks`) -> canonical concept. A concept of several
+    # keys is their union, and so is that of "*" of all keys.
+    concepts: dict[int | str, str]
+    masks: str | tuple[str, ...] | dict[int | str, str] | None = (
+        None  # pattern, patterns, or {key of concepts: pattern}
+    )
+    instances: str = "whole"  # what one instance is: whole | components | labels | files
+    min_area_px: int = 1  # smaller instances are dropped (not with instances: whole)
+    group: str | GroupRule | None = None  # the patient or video: a regex on the item id, or a rule (see grouping.py)
+    exclusive: tuple[str, ...] | None = None  # concepts that may not overlap in an evaluation; None: all but "*"
+    exclude: dict[str, str] = field(default_factory=dict)  # item id -> reason
+    ignore_files: dict[str, str] = field(default_factory=dict)  # path -> reason; as if it were not there, but listed
+    keep: str = "all"  # all | non_empty: items without any instance are left out when the set is prepared
+    copies: str = "all"  # of items with the same pixels keep all | the first | none; the same
+    hint: str | None = None  # what must be done beyond unpacking; said where no image is found
+    options: dict[str, Any] = field(default_factory=dict)  # what this reader alone understands
+
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """The canonical concepts, each once, in the order of the file."""
+        return tuple(dict.fromkeys(self.concepts.values()))
+
+    @property
+    def exclusive_concepts(self) -> tuple[str, ...]:
+        """The concepts that may not overlap in an evaluation."""
+        if self.exclusive is not None:
+            return self.exclusive
+        return tuple(concept for concept in self.concept_names if concept != self.concepts.get(UNION))
+
+    @property
+    def is_external(self) -> bool:
+        """Only evaluated, never trained on: all its images form one part."""
+        return self.used_for == ("external",)
+
+    @property
+    def family(self) -> str:
+        """What pictures of this modality can show: see MODALITIES."""
+        return MODALITIES[self.modality]
+
+    def mask_patterns(self) -> dict[int | str | None, tuple[str, ...]]:
+        """Patterns by key of `concepts`; the key None where one file holds all concepts."""
+        if self.masks is None:
+            return {}
+        if isinstance(self.masks, dict):
+            return {key: (pattern,) for key, pattern in self.masks.items()}
+        return {None: (self.masks,) if isinstance(self.masks, str) else self.masks}
+
+
+def load_spec(path: Path) -> DatasetSpec:
+    """Read and check one data set file.
+
+    Raises:
+        ValueError: names the file, the key, the bad value and the legal ones.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({error})") from error
+    spec = build(DatasetSpec, content, str(path))
+    _check(spec, path)
+    return spec
+
+
+def load_specs(names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDER,)) -> dict[str, DatasetSpec]:
+    """Specs by name, in the order asked for.
+
+    Args:
+        names: a data set, a list of data sets, or a use: all sets that have it.
+        folders: where the YAML files lie; a file in a later folder replaces one of the same name in an earlier.
+
+    Raises:
+        ValueError: an unknown name (the message lists what is close), or a file that is not right.
+    """
+    files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("*.yaml"))}
+    if isinstance(names, str) and names in USES:
+        specs = {name: load_spec(path) for name, path in sorted(files.items())}
+        chosen = {name: spec for name, spec in specs.items() if names in spec.used_for}
+        if not chosen:
+            raise ValueError(f"no data set has used_for {names!r}; there are: {', '.join(specs) or 'none'}")
+        return chosen
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise ValueError("no data set named")
+    for name in wanted:
+        if name not in files:
+            known = ", ".join(sorted(files)) or f"none in {', '.join(str(f) for f in folders)}"
+            raise ValueError(
+                f"unknown data set {name!r}.{did_you_mean(name, files)} There are: {known}; or a use: {', '.join(USES)}"
+            )
+    return {name: load_spec(files[name]) for name in dict.fromkeys(wanted)}
+
+
+def _check(spec: DatasetSpec, path: Path) -> None:
+    from medsam3.layouts.readers import READERS  # here, because the readers import this module
+
+    if spec.name != path.stem or spec.name in USES:
+        raise ValueError(f"{path}: name={spec.name!r}: must be the name of the file, and none of {', '.join(USES)}")
+    _one_of(path, "reader", spec.reader, READERS)
+    _one_of(path, "instances", spec.instances, INSTANCES)
+    _one_of(path, "modality", spec.modality, MODALITIES)
+    for use in spec.used_for:
+        _one_of(path, "used_for", use, USES)
+    _one_of(path, "keep", spec.keep, KEEP)
+    _one_of(path, "copies", spec.copies, COPIES)
+    if not spec.concepts:
+        raise ValueError(f"{path}: concepts: empty; give {{value in the mask: name of the concept}}")
+    for concept in spec.exclusive or ():
+        _one_of(path, "exclusive", concept, spec.concept_names)
+    if spec.min_area_px < 1:
+        raise ValueError(f"{path}: min_area_px={spec.min_area_px}: must be 1 or more")
+    if spec.min_area_px > 1 and spec.instances == "whole":
+        raise ValueError(f"{path}: min_area_px={spec.min_area_px} has no effect with instances: whole")
+    _check_patterns(spec, path)
+    try:
+        check_group(spec.group)
+        READERS[spec.reader].check(spec)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _one_of(path: Path, key: str, value: str, legal: Iterable[str]) -> None:
+    if value not in legal:
+        raise ValueError(f"{path}: {key}={value!r}.{did_you_mean(value, legal)} Legal: {', '.join(legal)}")
+
+
+def _check_patterns(spec: DatasetSpec, path: Path) -> None:
+    """Every pattern parses and has an {id}; a mask pattern has no placeholder that its image pattern lacks."""
+    try:
+        images = [FilePattern(text) for text in spec.images]
+        masks = [FilePattern(text) for texts in spec.mask_patterns().values() for text in texts]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for key, patterns in (("images", images), ("masks", masks)):
+        for pattern in patterns:
+            if "id" not in pattern.names:
+                raise ValueError(f"{path}: {key}: the pattern {pattern.text!r} has no {{id}}")
+    for mask in masks:
+        if not any(set(mask.names) <= set(image.names) for image in images):
+            raise ValueError(
+                f"{path}: masks: {mask.text!r} has a placeholder that no image pattern has ({', '.join(mask.names)})"
+            )
+    if isinstance(spec.masks, dict):
+        for mask_key in spec.masks:
+            if mask_key not in spec.concepts:
+                raise ValueError(
+                    f"{path}: masks: {mask_key!r} is not a key of concepts ({', '.join(str(k) for k in spec.concepts)})"
+                )
+        for concept_key in spec.concepts:
+            if concept_key not in spec.masks and concept_key != UNION:
+                raise ValueError(f"{path}: concepts: {concept_key!r} has no pattern in masks")

@@ -1,0 +1,1 @@
+"""The loop and what drives it: matching, loss, optimizer, resuming, records."""

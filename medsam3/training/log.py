@@ -1,0 +1,198 @@
+"""What a run says and keeps: lines on the console, metrics.jsonl, and Weights & Biases. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import netrc
+import os
+import platform
+import resource
+import secrets
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from medsam3 import distributed
+from medsam3.config import WandbConfig
+from medsam3.evaluation.tables import write_atomically
+
+WandbMode = Literal["online", "offline", "disabled"]
+PACKAGES = ("medsam3", "torch", "torchvision", "transformers", "numpy", "scipy", "pillow", "hydra-core")
+
+
+class RunLog:
+    """Scalars and pictures of one run. A resumed run appends after `step`, where its checkpoint stands."""
+
+    def __init__(self, folder: Path, name: str, wandb: WandbConfig, config: dict[str, Any], step: int) -> None:
+        self._wandb_run: Any = None
+        if not distributed.is_main():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            _keep_lines_up_to(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        mode = _wandb_mode(wandb.mode)
+        if mode != "disabled":
+            self._wandb_run = _start_wandb(folder, name, wandb.project, mode, config)
+
+    def line(self, text: str) -> None:
+        """A line for the reader at the console; does not disturb a progress bar."""
+        if distributed.is_main():
+            tqdm.write(text)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to W&B."""
+        if not distributed.is_main():
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._wandb_run is not None:
+            self._wandb_run.log(dict(values), step=step)
+
+    def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
+        """Overlay pictures, by name, to W&B; the evaluator has written the files already."""
+        if self._wandb_run is None or not pictures:
+            return
+        import wandb
+
+        self._wandb_run.log({f"overlay/{k}": wandb.Image(v) for k, v in pictures.items()}, step=step)
+
+    def close(self) -> None:
+        if distributed.is_main():
+            self._file.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+
+
+def write_run_facts(folder: Path, config_yaml: str) -> None:
+    """config.yaml and environment.json: what is needed to repeat the run (no environment variables are recorded)."""
+    write_atomically(folder / "config.yaml", config_yaml)
+    facts = {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "code": code_version(),
+        "processes": distributed.world_size(),
+    }
+    write_atomically(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def code_version() -> str:
+    """The git commit of this package, or its version where it is installed without its history."""
+    root = Path(__file__).parents[2]
+    answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    return answer.stdout.strip() or f"version {_version('medsam3')}"
+
+
+def _keep_lines_up_to(path: Path, step: int) -> None:
+    """Drop what an interrupted run wrote after its last checkpoint: the resumed run writes it again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_atomically(path, "".join(kept))
+
+
+def _wandb_mode(mode: str) -> WandbMode:
+    if mode == "auto":
+        mode = "online" if _logged_in_to_wandb() else "offline"
+    modes: dict[str, WandbMode] = {"online": "online", "offline": "offline", "off": "disabled"}
+    return modes[mode]
+
+
+def _logged_in_to_wandb() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def _start_wandb(folder: Path, name: str, project: str, mode: WandbMode, config: dict[str, Any]) -> Any:
+    """Begin a W&B run, or go on with the run of this folder; its id lies in wandb_id.txt."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    id_file = folder / "wandb_id.txt"
+    run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
+    write_atomically(id_file, run_id + "\n")
+    return wandb.init(
+        project=project,
+        name=name,
+        id=run_id,
+        resume="allow",
+        mode=mode,
+        dir=str(folder),
+        config=config,
+        save_code=False,
+    )
+
+
+class StepMeter:
+    """Means of the loss terms between two readings, and the speed. Reading moves one tensor to the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._batches = self._images = self._queries = 0
+        self._norm: Tensor | None = None
+        self._since = time.perf_counter()
+
+    def add(self, total: Tensor, terms: Mapping[str, Tensor], *, images: int, queries: int) -> None:
+        for name, value in {"total": total.detach(), **terms}.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._batches += 1
+        self._images += images
+        self._queries += queries
+
+    def add_gradient_norm(self, norm: Tensor) -> None:
+        """Norm before clipping; the reading shows the last one."""
+        self._norm = norm
+
+    def read(self, optimizer: Optimizer) -> dict[str, float]:
+        """Named scalars, the losses averaged over ranks; starts the next interval. All ranks must call it."""
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name].float() for name in names]) / self._batches
+        means = distributed.mean_over_ranks(sums).tolist()
+        seconds = time.perf_counter() - self._since
+        ranks = distributed.world_size()
+        values = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
+        values |= {f"lr/{name}": max(rates) for name, rates in _rates_by_part(optimizer).items()}
+        values["gradient_norm"] = float(self._norm) if self._norm is not None else 0.0
+        values["speed/images_per_s"] = ranks * self._images / seconds
+        values["speed/queries_per_s"] = ranks * self._queries / seconds
+        values["memory/gib"] = _peak_memory_gib(self._device)
+        self.restart()
+        return values
+
+
+def _rates_by_part(optimizer: Optimizer) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {}
+    for group in optimizer.param_groups:
+        rates.setdefault(group["part"], []).append(group["lr"])
+    return rates
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Peak of this process so far: GPU memory held by torch, or resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux

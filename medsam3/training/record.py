@@ -1,0 +1,114 @@
+"""What a model was trained on: written into every `best` folder, and read before the model is evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medsam3.checkpoints.model_card import ModelCard, TrainingData
+from medsam3.checkpoints.weights import save_transformers_folder
+from medsam3.config import TrainConfig
+from medsam3.data.corpus import Corpus
+from medsam3.evaluation.tables import Score
+from medsam3.model.load import LoadedModel, processor
+from medsam3.registry.cards import card_names, load_card
+from medsam3.training.log import code_version
+
+RECORD_FILE = "training.json"
+
+
+def write_best(
+    folder: Path,
+    loaded: LoadedModel,
+    corpus: Corpus,
+    config: TrainConfig,
+    scores: dict[str, Score],
+    epoch: int,
+    step: int,
+) -> None:
+    """Write a model for its users: a transformers folder with a model card and the record of its training data.
+
+    Args:
+        scores: of the validation that found this model to be the best so far.
+    """
+    card = ModelCard(
+        name=config.name,
+        started_from=config.model.checkpoint,
+        image_size=config.model.image_size,
+        split_by=corpus.split_by,
+        step=step,
+        epoch=epoch,
+        loss=config.loss.variant,
+        code=code_version(),
+        data=[_training_data(corpus, name, scores.get(name)) for name in corpus.specs],
+    )
+    record = {
+        "image_size": config.model.image_size,
+        "split_by": corpus.split_by,
+        "splits": {name: corpus.split_hash(name) for name in corpus.specs},
+        "validation": {name: {"dice": score.dice, "iou": score.iou} for name, score in scores.items()},
+        "epoch": epoch,
+        "step": step,
+    }
+    save_transformers_folder(
+        loaded.model,
+        loaded.tokenizer.tokenizer,
+        processor(loaded.tokenizer.tokenizer, config.model.image_size),
+        folder,
+        card,
+        {RECORD_FILE: json.dumps(record, indent=2) + "\n"},
+    )
+
+
+def _training_data(corpus: Corpus, name: str, score: Score | None) -> TrainingData:
+    licence = load_card(name).licence.value if name in card_names() else "not recorded"
+    return TrainingData(
+        name=name,
+        title=corpus.specs[name].title,
+        licence=str(licence),
+        split_sha256=corpus.split_hash(name),
+        train_images=len(corpus.manifest.select("train", name)),
+        validation_images=len(corpus.manifest.select("val", name)),
+        prompts=[corpus.prompt(name, concept) for concept in corpus.specs[name].concept_names],
+        validation_dice=score.dice if score else None,
+        validation_iou=score.iou if score else None,
+    )
+
+
+def refuse_training_rows(checkpoint: str, corpus: Corpus, parts: dict[str, str]) -> None:
+    """Stop an evaluation on rows that the checkpoint has seen in training.
+
+    A checkpoint without a record (Meta's, or one converted from elsewhere) passes.
+
+    Raises:
+        ValueError: a data set is asked for by another part than its validation part, or was split differently in
+            training.
+    """
+    record = _read_record(Path(checkpoint))
+    if record is None:
+        return
+    for name, part in parts.items():
+        if name not in record["splits"]:
+            continue
+        reason = ""
+        if part != "val":
+            reason = f"its part {part!r} was trained on"
+        elif record["split_by"] != corpus.split_by:
+            reason = f"it was split by {record['split_by']} in training and is split by {corpus.split_by} now"
+        elif record["splits"][name] != corpus.split_hash(name):
+            reason = f"its split file {corpus.split_file(name)} is not the one used in training (other hash)"
+        if reason:
+            raise ValueError(
+                f"checkpoint={checkpoint} was trained on {name}: {reason}, so the numbers would not be honest. "
+                "Use the same split (data.split.by, data.splits), or say allow_training_rows=true"
+            )
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any] | None:
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    for folder in (run, run / "best", run.parent / "best"):
+        if (folder / RECORD_FILE).is_file():
+            content: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+            return content
+    return None

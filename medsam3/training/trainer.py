@@ -1,0 +1,260 @@
+"""The training run, from configuration to checkpoints: `train` sets up, `_run_epochs` is the loop.
+
+Every rank runs the same code on its own images; the gradient is the mean over ranks (paper, section 4.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from medsam3 import distributed
+from medsam3.config import TrainConfig
+from medsam3.data.batch import Batch, collate
+from medsam3.data.corpus import Corpus, open_corpus
+from medsam3.data.dataset import ImageSampler, QueryDataset
+from medsam3.evaluation.evaluator import run_evaluation
+from medsam3.evaluation.tables import mean_score, writable_folder
+from medsam3.model.detector import Sam3ForTraining
+from medsam3.model.load import LoadedModel, freeze_unreached, load_sam3
+from medsam3.prediction.image import ImagePredictor
+from medsam3.training.log import RunLog, StepMeter, write_run_facts
+from medsam3.training.losses import SetPredictionLoss, ensure_finite
+from medsam3.training.optim import build_optimizer, set_learning_rates
+from medsam3.training.record import write_best
+from medsam3.training.resume import Progress, read_last, restore, save_last
+
+
+@dataclass
+class Run:
+    """The parts of a run, as `train` has put them together."""
+
+    config: TrainConfig
+    stored_config: dict[str, object]
+    folder: Path
+    device: torch.device
+    corpus: Corpus
+    loader: DataLoader[Batch]
+    loaded: LoadedModel
+    model: Sam3ForTraining
+    network: nn.Module  # the model, wrapped for gradient averaging if there are several processes
+    criterion: SetPredictionLoss
+    optimizer: Optimizer
+    total_steps: int
+    progress: Progress
+    log: RunLog
+
+
+def train(config: TrainConfig) -> float:
+    """Train, validate after every epoch, keep `best` and `last`; go on where an interrupted run of the folder stopped.
+
+    Returns:
+        The best mean validation Dice, 0..1.
+
+    Raises:
+        ValueError: a setting, a file or a non-finite loss; the message names it.
+    """
+    device = distributed.select_device(config.device)
+    with distributed.process_group(device):
+        corpus = open_corpus(config.data, config.data.datasets)
+        corpus.require(("train", "val"))
+        run = set_up(config, corpus, device)
+        _run_epochs(run)
+        run.log.close()
+        return run.progress.best_dice
+
+
+def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
+    """Model, optimizer, loader and log of a run, at the start or where `last` stopped.
+
+    Raises:
+        ValueError: as `train`.
+    """
+    folder = writable_folder(config.output_dir)
+    stored_config = dataclasses.asdict(config) | {"processes": distributed.world_size()}
+    state = read_last(folder / "last", stored_config)
+    torch.manual_seed(config.seed)  # the weights of `tiny`
+    loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
+    freeze_unreached(loaded.model, config.loss.variant)
+    model = Sam3ForTraining(loaded.model, config.model.one_to_many_queries, config.model.activation_checkpointing)
+    model.to(device)
+    optimizer = build_optimizer(loaded.model, config.optim)
+    loader = _training_loader(config, corpus, loaded)
+    steps_per_epoch = math.ceil(len(loader) / config.trainer.accumulation_steps)
+    total_steps = min(config.trainer.epochs * steps_per_epoch, config.trainer.max_steps or math.inf)
+
+    torch.manual_seed(config.seed + distributed.rank())  # dropout differs between ranks
+    progress = restore(state, loaded.model, optimizer) if state else Progress(0, 0, 0, -1.0)
+    log = RunLog(folder, config.name, config.wandb, stored_config, progress.step)
+    if distributed.is_main():
+        write_run_facts(folder, yaml.safe_dump(stored_config, sort_keys=False))
+    log.line(f"model    {loaded.report}")
+    log.line(f"data     {corpus.describe()}")
+    start = f"resumes at step {progress.step}" if state else f"starts from {config.model.checkpoint}"
+    log.line(
+        f"run      {folder}: {start}, {total_steps} steps, {distributed.world_size()} process(es) on {device.type}"
+    )
+    return Run(
+        config=config,
+        stored_config=stored_config,
+        folder=folder,
+        device=device,
+        corpus=corpus,
+        loader=loader,
+        loaded=loaded,
+        model=model,
+        network=_average_gradients(model, device),
+        criterion=SetPredictionLoss(config.loss),
+        optimizer=optimizer,
+        total_steps=int(total_steps),
+        progress=progress,
+        log=log,
+    )
+
+
+def _average_gradients(model: Sam3ForTraining, device: torch.device) -> nn.Module:
+    if not distributed.active():
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def _training_loader(config: TrainConfig, corpus: Corpus, loaded: LoadedModel) -> DataLoader[Batch]:
+    dataset = QueryDataset(
+        corpus,
+        part="train",
+        image_size=config.model.image_size,
+        absent_concepts=config.data.absent_concepts,
+        max_queries=config.data.max_queries,
+        seed=config.seed,
+    )
+    sampler = ImageSampler(
+        dataset,
+        weights=config.data.weights,
+        images_per_batch=config.trainer.images_per_process,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return DataLoader(  # collate turns samples into a Batch
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        num_workers=distributed.loading_processes(config.data.workers),
+        collate_fn=partial(collate, tokenizer=loaded.tokenizer),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _run_epochs(run: Run) -> None:
+    progress, trainer = run.progress, run.config.trainer
+    meter = StepMeter(run.device)
+    bar = tqdm(
+        total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2.0
+    )
+    while progress.step < run.total_steps:
+        run.loader.batch_sampler.set_position(progress.epoch, progress.batch)  # type: ignore[union-attr]
+        run.loader.dataset.set_epoch(progress.epoch)  # type: ignore[attr-defined]
+        for batches in _grouped(run.loader, trainer.accumulation_steps):
+            optimizer_step(run, batches, meter)
+            progress.batch += len(batches)
+            bar.update()
+            if progress.step % trainer.log_every_steps == 0 or progress.step == run.total_steps:
+                values = meter.read(run.optimizer)
+                run.log.scalars(progress.step, values)
+                bar.set_postfix_str(f"loss {values['loss/total']:.3g}, {values['speed/images_per_s']:.2f} images/s")
+            if progress.step == run.total_steps:
+                break
+            if trainer.save_every_steps and progress.step % trainer.save_every_steps == 0:
+                save_last(run.folder / "last", run.loaded.model, run.optimizer, progress, run.stored_config)
+        progress.epoch += 1
+        progress.batch = 0
+        _validate(run)
+        meter.restart()
+        save_last(run.folder / "last", run.loaded.model, run.optimizer, progress, run.stored_config)
+    bar.close()
+
+
+def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last of an epoch may be shorter."""
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
+    """One optimizer step over the mean loss of `batches` on this rank, and the mean of that over ranks."""
+    run.network.train()
+    set_learning_rates(run.optimizer, run.progress.step, run.total_steps, run.config.optim.schedule)
+    bf16 = run.config.trainer.bf16 and run.device.type == "cuda"
+    for i, batch in enumerate(batches):
+        batch = batch.to(run.device)
+        last = i == len(batches) - 1
+        with _gradient_exchange(run.network, last):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
+                output = run.network(batch.pixel_values, batch.image_index, batch.input_ids, batch.attention_mask)
+            result = run.criterion(output, batch.targets)
+            ensure_finite(result, batch.targets.sample_ids)
+            (result.total / len(batches)).backward()
+        meter.add(result.total, result.terms, images=len(batch.pixel_values), queries=len(batch.image_index))
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, run.config.optim.clip_norm)
+    meter.add_gradient_norm(norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.progress.step += 1
+
+
+def _gradient_exchange(network: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Average gradients over ranks only in the last backward pass of an accumulated step."""
+    if last or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
+def _validate(run: Run) -> None:
+    """Evaluate on the validation part; keep the model in `best` if its mean Dice is the best so far."""
+    predictor = ImagePredictor(
+        run.model, run.loaded.tokenizer, run.config.model.image_size, run.config.evaluation, run.config.trainer.bf16
+    )
+    evaluation = run_evaluation(
+        predictor, run.corpus, {name: "val" for name in run.corpus.specs}, run.config.evaluation
+    )
+    mean = mean_score(evaluation.scores)
+    values = {"validation/dice": mean.dice, "validation/iou": mean.iou}
+    for name, score in evaluation.scores.items():
+        values |= {f"validation/{name}/dice": score.dice, f"validation/{name}/iou": score.iou}
+    run.log.scalars(run.progress.step, values)
+    run.log.pictures(run.progress.step, evaluation.overlays)
+    better = mean.dice > run.progress.best_dice
+    run.log.line(
+        f"epoch {run.progress.epoch:3d}  validation Dice {mean.dice:.3f}  IoU {mean.iou:.3f}"
+        f"  ({mean.queries} queries){'  best so far' if better else ''}"
+    )
+    if better:
+        run.progress.best_dice = mean.dice
+        if distributed.is_main():
+            progress = run.progress
+            write_best(
+                run.folder / "best",
+                run.loaded,
+                run.corpus,
+                run.config,
+                evaluation.scores,
+                progress.epoch,
+                progress.step,
+            )
+    distributed.barrier()

@@ -1,0 +1,296 @@
+"""Images with their queries: content, absent concepts, order of an epoch, batches, data loading processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from medsam3.config import PrepareConfig
+from medsam3.data.batch import collate
+from medsam3.data.corpus import Corpus, open_corpus
+from medsam3.data.dataset import ImageSampler, QueryDataset
+from medsam3.data.manifest import split_file
+from medsam3.data.transforms import image_to_tensor
+from medsam3.preparation.prepare import prepare
+from medsam3.registry.spec import SPEC_FOLDER
+from tests.conftest import data_config, save_picture
+
+SIZE = 48
+
+
+def prepared(data, folder, *names: str) -> Corpus:
+    config = PrepareConfig("prepare", "", "", "cpu", 0, datasets=list(names), skip_broken=False, workers=0, data=data)
+    prepare(config, [SPEC_FOLDER, folder])
+    return open_corpus(data, names, [SPEC_FOLDER, folder])
+
+
+@pytest.fixture
+def corpus(small_set, make_spec) -> Corpus:
+    """Twelve ultrasound images; the right square is absent from every second."""
+    return prepared(small_set[1], make_spec.folder, "small")
+
+
+@pytest.fixture
+def two_families(small_set, make_spec, tmp_path) -> Corpus:
+    """The small set, a fundus set, and an endoscopy set that shares a family with the small set."""
+    for name, concept, modality in (("eyes", "optic disc", "fundus"), ("scope", "polyp", "endoscopy")):
+        for n in range(4):
+            save_picture(tmp_path / f"data/{name}/images/{n}.png", np.full((20, 20, 3), n, np.uint8))
+            save_picture(tmp_path / f"data/{name}/masks/{n}.png", np.ones((20, 20), np.uint8))
+        make_spec(name=name, root=name, modality=modality, concepts={1: concept})
+    return prepared(small_set[1], make_spec.folder, "small", "eyes", "scope")
+
+
+def queries(corpus, part="train", absent_concepts=0, max_queries=8, seed=1) -> QueryDataset:
+    return QueryDataset(corpus, part, SIZE, absent_concepts, max_queries, seed)
+
+
+def names_of(dataset: QueryDataset) -> list[str]:
+    return [dataset.images[i].item for i in range(len(dataset))]
+
+
+def fake_tokenizer(texts):
+    return torch.tensor([[len(text)] * 32 for text in texts]), torch.ones(len(texts), 32, dtype=torch.int64)
+
+
+def test_a_sample_holds_the_resized_image_and_its_concepts(corpus):
+    dataset = queries(corpus)
+    index = next(i for i in range(len(dataset)) if len(dataset.images[i].present) == 2)
+    item = dataset.images[index].item
+    number = int(item[-2:])
+    sample = dataset[index]
+    with Image.open(corpus.readers["small"].root / f"images/{item}.png") as file:
+        assert torch.equal(sample.image, image_to_tensor(np.array(file), SIZE))
+    left, right = sample.queries
+    assert (left.sample_id, left.text) == (f"small/{item}/left square", "left square")
+    assert left.boxes.tolist() == [pytest.approx([10 / 60, 15 / 40, 10 / 60, 10 / 40])]
+    assert right.boxes.tolist() == [pytest.approx([(35 + number) / 60, 26 / 40, 10 / 60, 8 / 40])]
+    assert left.masks.shape == (1, SIZE, SIZE) and left.masks.dtype == torch.bool
+    rows = np.flatnonzero(left.masks[0].any(dim=1).numpy())
+    assert rows.tolist() == [r for r in range(SIZE) if 10 <= int((r + 0.5) * 40 / SIZE) < 20]
+
+
+def test_the_image_is_scaled_like_metas():
+    """Mean and std 0.5 over 0..1; a square of the wanted side; equal to torchvision's documented pipeline."""
+    from torchvision.transforms import v2
+
+    image = np.random.RandomState(0).randint(0, 256, (37, 91, 3)).astype(np.uint8)
+    steps = [
+        v2.ToImage(),
+        v2.Resize((64, 64)),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3),
+    ]
+    expected = v2.Compose(steps)(image)
+    assert torch.allclose(image_to_tensor(image, 64), expected, atol=1e-6)
+    assert image_to_tensor(np.full((5, 5, 3), 255, np.uint8), 8).unique().tolist() == [1.0]
+
+
+def test_images_without_concept_come_only_with_absent_queries(corpus, small_set, make_spec, tmp_path):
+    for name in [p.name for p in sorted((tmp_path / "data/small/masks").iterdir())][:6]:
+        save_picture(tmp_path / "data/small/masks" / name, np.zeros((40, 60), np.uint8))
+    corpus = prepared(small_set[1], make_spec.folder, "small")
+    everything = len(corpus.manifest.select("train"))
+    with_concepts = queries(corpus)
+    assert 0 < len(with_concepts) < everything == len(queries(corpus, absent_concepts=1))
+    assert all(len(with_concepts[i].queries) for i in range(len(with_concepts)))
+    asked = [q for i in range(everything) for q in queries(corpus, absent_concepts=2)[i].queries]
+    assert {len(q.boxes) for q in asked} == {0, 1} and all(len(q.boxes) == len(q.masks) for q in asked)
+
+
+def test_absent_concepts_are_those_marked_absent_in_the_image(corpus):
+    dataset = queries(corpus, absent_concepts=2)
+    for i in range(len(dataset)):
+        truth = {"left square": True, "right square": int(dataset.images[i].item[-1]) % 2 == 1}
+        assert {q.text: bool(len(q.boxes)) for q in dataset[i].queries} == truth
+
+
+def test_absent_concepts_of_other_sets_come_from_other_families_only(two_families):
+    dataset = queries(two_families, absent_concepts=3)
+    asked: dict[str, set[str]] = {}
+    for i in range(len(dataset)):
+        absent = {query.text for query in dataset[i].queries if not len(query.boxes)}
+        asked.setdefault(dataset.images[i].dataset, set()).update(absent)
+    assert asked == {
+        "small": {"right square", "optic disc"},  # a polyp might be in an ultrasound image for all we know
+        "eyes": {"left square", "right square", "polyp"},
+        "scope": {"optic disc"},
+    }
+
+
+def test_the_number_of_queries_is_limited_and_keeps_a_present_one(two_families):
+    dataset = queries(two_families, absent_concepts=2, max_queries=3)
+    for i in range(len(dataset)):
+        found = dataset[i].queries
+        assert len(found) <= 3 and any(len(query.boxes) for query in found)
+
+
+def test_draws_depend_on_seed_epoch_and_image_alone(two_families):
+    def asked(seed, epoch):
+        dataset = queries(two_families, absent_concepts=1, max_queries=2, seed=seed)
+        dataset.set_epoch(epoch)
+        return [[query.text for query in dataset[i].queries] for i in range(len(dataset))]
+
+    assert asked(1, 0) == asked(1, 0)
+    assert asked(1, 0) != asked(1, 1) and asked(1, 0) != asked(2, 0)
+
+
+def test_a_mask_changed_after_prepare_is_noticed(corpus, tmp_path):
+    dataset = queries(corpus)
+    save_picture(tmp_path / f"data/small/masks/{dataset.images[0].item}.png", np.zeros((40, 60), np.uint8))
+    with pytest.raises(ValueError, match=r"small/.*/left square: the masks have changed since .*small\.csv"):
+        dataset[0]
+
+
+def test_a_part_without_images_is_an_error(corpus):
+    with pytest.raises(ValueError, match=r"small\.csv: no image with a concept in part 'external'"):
+        queries(corpus, part="external")
+
+
+def test_files_gone_and_concepts_renamed_since_prepare_are_errors(corpus, small_set, make_spec, tmp_path):
+    folders = [make_spec.folder]
+    make_spec(group=r"^(p\d+)_", concepts={1: "left square", 2: "right box"})
+    with pytest.raises(
+        ValueError, match=r"concepts that .*small\.yaml lacks: right square; .*prepare_data\.py dataset=small"
+    ):
+        open_corpus(small_set[1], "small", folders)
+    make_spec(group=r"^(p\d+)_")
+    (tmp_path / "data/small/images/p0_01.png").unlink()
+    with pytest.raises(ValueError, match=r"lists 1 images that are not in .*data/small: p0_01; complete the download"):
+        open_corpus(small_set[1], "small", folders)
+
+
+def test_prompts_in_the_words_of_the_authors(shared_realdata, tmp_path, make_spec):
+    data = data_config(tmp_path, shared_realdata)
+    assert prepared(data, make_spec.folder, "drive").prompt("drive", "retinal blood vessel") == "retinal blood vessel"
+    data.prompts = "paper"
+    assert open_corpus(data, "drive").prompt("drive", "retinal blood vessel") == "Retinal Blood Vessel"
+
+
+# Order of an epoch
+
+
+def batches(dataset, weights="size", per_batch=2, seed=0, rank=0, world_size=1, position=(0, 0)) -> list[list[int]]:
+    sampler = ImageSampler(dataset, weights, per_batch, seed, rank, world_size)
+    sampler.set_position(*position)
+    result = list(sampler)
+    assert len(sampler) == len(result) + position[1]
+    return result
+
+
+def test_every_image_comes_once_in_an_order_of_seed_and_epoch(corpus):
+    dataset = queries(corpus)
+    order = [i for batch in batches(dataset) for i in batch]
+    assert sorted(order) == list(range(10))
+    assert order == [i for batch in batches(dataset) for i in batch]
+    assert order != [i for batch in batches(dataset, position=(1, 0)) for i in batch]
+    assert order != [i for batch in batches(dataset, seed=1) for i in batch]
+
+
+def test_ranks_share_the_epoch_and_get_equally_many_full_batches(corpus):
+    dataset = queries(corpus)
+    shares = [batches(dataset, per_batch=3, rank=rank, world_size=2) for rank in range(2)]
+    assert [len(share) for share in shares] == [2, 2]
+    assert all(len(batch) == 3 for share in shares for batch in share)
+    joined = [i for step in zip(*shares, strict=True) for batch in step for i in batch]
+    alone = [i for batch in batches(dataset, per_batch=1) for i in batch]
+    assert joined == alone + alone[:2]  # what is missing is filled from the beginning
+
+
+def test_an_epoch_goes_on_where_it_stopped(corpus):
+    dataset = queries(corpus)
+    assert batches(dataset, position=(3, 2)) == batches(dataset, position=(3, 0))[2:]
+
+
+@pytest.mark.parametrize(
+    "weights, expected",
+    [
+        ("size", {"small": 10, "eyes": 3, "scope": 3}),
+        ("uniform", {"small": 6, "eyes": 5, "scope": 5}),
+        ("sqrt", {"small": 8, "eyes": 4, "scope": 4}),  # 16 x 3.162 / 6.626 = 7.6, 4.2, 4.2
+        ({"small": 0, "eyes": 1, "scope": 3}, {"eyes": 4, "scope": 12}),
+    ],
+)
+def test_weights_give_each_data_set_its_share(weights, expected, two_families):
+    dataset = queries(two_families)
+    order = [i for batch in batches(dataset, weights, per_batch=1) for i in batch]
+    found: dict[str, list[int]] = {}
+    for i in order:
+        found.setdefault(dataset.images[i].dataset, []).append(i)
+    assert {name: len(indices) for name, indices in found.items()} == expected
+    for indices in found.values():
+        times = np.unique(indices, return_counts=True)[1]
+        assert times.max() - times.min() <= 1  # in turn
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({"smal": 1}, "unknown data set 'smal'. Did you mean 'small'"),
+        ({"small": 1}, "no weight for eyes, scope"),
+        ({"small": 0, "eyes": 0, "scope": 0}, "nor all zero"),
+        ({"small": -1, "eyes": 1, "scope": 1}, "must not be negative"),
+    ],
+)
+def test_wrong_weights_are_named(weights, message, two_families):
+    with pytest.raises(ValueError, match=message):
+        batches(queries(two_families), weights)
+
+
+# Batches
+
+
+def test_a_batch_packs_queries_over_images(corpus):
+    dataset = queries(corpus, absent_concepts=1)
+    samples = [dataset[i] for i in range(4)]
+    batch = collate(samples, fake_tokenizer)
+    texts = [query.text for sample in samples for query in sample.queries]
+    assert batch.pixel_values.shape == (4, 3, SIZE, SIZE) and batch.pixel_values.is_contiguous()
+    assert batch.image_index.tolist() == [i for i, sample in enumerate(samples) for _ in sample.queries]
+    assert batch.input_ids[:, 0].tolist() == [len(text) for text in texts]
+    counts = batch.targets.counts.tolist()
+    assert 0 in counts and sum(counts) == len(batch.targets.boxes) == len(batch.targets.masks)
+    assert len(batch.targets.sample_ids) == len(texts) == len(counts)
+    start = 0
+    for query, count in zip([q for s in samples for q in s.queries], counts, strict=True):
+        assert torch.equal(batch.targets.masks[start : start + count], query.masks)
+        assert torch.equal(batch.targets.boxes[start : start + count], query.boxes)
+        start += count
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_data_loading_processes_give_the_samples_of_the_parent(start_method, corpus):
+    dataset = queries(corpus, absent_concepts=1)
+    sampler = ImageSampler(dataset, "size", 2, seed=0, rank=0, world_size=1)
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=list, num_workers=1, multiprocessing_context=start_method
+    )
+    for samples, indices in zip(loader, sampler, strict=True):
+        for sample, index in zip(samples, indices, strict=True):
+            expected = dataset[index]
+            assert torch.equal(sample.image, expected.image)
+            assert [q.sample_id for q in sample.queries] == [q.sample_id for q in expected.queries]
+
+
+def test_the_corpus_answers_for_its_data_sets(corpus, small_set):
+    assert corpus.split_by == "image"
+    assert corpus.split_file("small") == split_file(small_set[1].splits, "small")
+    assert corpus.exclusive("small") == ("left square", "right square")
+    assert len(corpus.images("small", "all")) == 12 == len(corpus.images("small", "val")) + 10
+    assert corpus.describe() == "small: 10 train, 2 val images (parts by image)"
+
+
+def test_a_set_without_validation_images_is_refused_before_any_work(small_set, make_spec, tmp_path):
+    corpus = prepared(small_set[1], make_spec.folder, "small")
+    corpus.require(("train", "val"))
+    make_spec(group="^(p)")  # one patient
+    one_group = prepared(data_config(tmp_path, by="group"), make_spec.folder, "small")
+    with pytest.raises(ValueError, match=r"small: no image with a mask in part 'val' .*\(parts by group\).*by=image"):
+        one_group.require(("train", "val"))
+    make_spec(used_for=["external"])
+    external = prepared(small_set[1], make_spec.folder, "small")
+    with pytest.raises(ValueError, match=r"no image with a mask in part 'train' .*leave it out of data\.datasets$"):
+        external.require(("train", "val"))

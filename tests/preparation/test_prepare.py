@@ -1,0 +1,220 @@
+"""Preparing data sets: every file is checked, parts are frozen, nothing is half-written or dropped in silence."""
+
+from __future__ import annotations
+
+import csv
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsam3.config import PrepareConfig
+from medsam3.data.manifest import Manifest
+from medsam3.preparation.prepare import prepare
+from medsam3.registry.spec import SPEC_FOLDER
+from tests.conftest import data_config, save_picture
+from tests.scripts import run_script
+
+
+def config(data, datasets="small", skip_broken=False, workers=0) -> PrepareConfig:
+    return PrepareConfig("prepare", "", "", "cpu", 0, datasets, skip_broken, workers, data)
+
+
+def rows_of(data, name="small") -> list[dict[str, str]]:
+    with (Path(data.splits) / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def exclusions_of(data, name="small") -> list[tuple[str, str]]:
+    with (Path(data.splits) / f"{name}.exclusions.csv").open() as file:
+        return [(row["item"], row["reason"]) for row in csv.DictReader(file)]
+
+
+def break_files(tmp_path) -> None:
+    """An image cut short, a mask of another size, one with an unknown value, a missing mask."""
+    folder = tmp_path / "data/small"
+    image = folder / "images/p0_00.png"
+    image.write_bytes(image.read_bytes()[:600])
+    save_picture(folder / "masks/p1_03.png", np.zeros((40, 61), np.uint8))
+    save_picture(folder / "masks/p2_06.png", np.full((40, 60), 9, np.uint8))
+    (folder / "masks/p3_09.png").unlink()
+
+
+def test_one_row_per_image_and_concept(small_set, make_spec):
+    data = small_set[1]
+    (found,) = prepare(config(data), [make_spec.folder])
+    rows = rows_of(data)
+    assert len(rows) == 24
+    assert rows[2] == {
+        "dataset": "small",
+        "item": "p0_01",
+        "group": "p0",
+        "part_by_image": rows[2]["part_by_image"],
+        "part_by_group": rows[2]["part_by_group"],
+        "concept": "left square",
+        "instances": "1",
+        "area_px": "100",
+        "height": "40",
+        "width": "60",
+        "train_fraction": "0.85",
+        "seed": "42",
+    }
+    assert [row["instances"] for row in rows if row["concept"] == "right square"] == ["0", "1"] * 6
+    assert (found.images, found.annotations, found.median_area_px) == (12, 18, 100.0)
+    assert found.parts == {"train": 10, "val": 2} and found.excluded == 0
+    val_groups = {row["group"] for row in rows if row["part_by_group"] == "val"}
+    assert not val_groups & {row["group"] for row in rows if row["part_by_group"] == "train"}
+    assert exclusions_of(data) == []
+    assert sorted(path.name for path in Path(data.splits).iterdir()) == ["small.csv", "small.exclusions.csv"]
+
+
+def test_several_processes_write_the_same_file(small_set, make_spec):
+    data = small_set[1]
+    (alone,) = prepare(config(data), [make_spec.folder])
+    (together,) = prepare(config(data, workers=2), [make_spec.folder])
+    assert alone == together
+
+
+def test_broken_files_stop_the_set_with_every_one_named(small_set, make_spec, tmp_path):
+    break_files(tmp_path)
+    with pytest.raises(ValueError) as error:
+        prepare(config(small_set[1]), [make_spec.folder])
+    for fragment in (
+        "small: 4 problems, so no split file was written",
+        "p0_00.png: cannot be read",
+        "masks/p1_03.png: the mask is 40 x 61 px, its image 40 x 60",
+        "masks/p2_06.png: unknown label value 9",
+        "images/p3_09.png: image without mask",
+        "skip_broken=true",
+    ):
+        assert fragment in str(error.value)
+    assert list(Path(small_set[1].splits).iterdir()) == []
+
+
+def test_broken_files_can_become_listed_exclusions(small_set, make_spec, tmp_path):
+    break_files(tmp_path)
+    (found,) = prepare(config(small_set[1], skip_broken=True), [make_spec.folder])
+    assert found.images == 8 and found.excluded == 4
+    assert [item for item, _ in exclusions_of(small_set[1])] == ["p0_00", "p1_03", "p2_06", "p3_09"]
+    assert all(reason for _, reason in exclusions_of(small_set[1]))
+
+
+def test_a_long_list_of_problems_is_shortened_with_its_count(small_set, make_spec, tmp_path):
+    for path in (tmp_path / "data/small/images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"small: 12 problems[\s\S]*\n  and 2 more\n"):
+        prepare(config(small_set[1]), [make_spec.folder])
+    with pytest.raises(ValueError, match="small: no item is left"):
+        prepare(config(small_set[1], skip_broken=True), [make_spec.folder])
+
+
+def test_an_earlier_split_file_survives_a_failed_run(small_set, make_spec, tmp_path):
+    data = small_set[1]
+    prepare(config(data), [make_spec.folder])
+    before = rows_of(data)
+    break_files(tmp_path)
+    with pytest.raises(ValueError):
+        prepare(config(data), [make_spec.folder])
+    assert rows_of(data) == before
+
+
+def test_one_broken_set_does_not_keep_others_from_being_prepared(small_set, make_spec, tmp_path):
+    make_spec(name="absent_set", root="absent_set")
+    with pytest.raises(ValueError, match=r"data set 'absent_set': no folder"):
+        prepare(config(small_set[1], ["absent_set", "small"]), [make_spec.folder])
+    assert len(rows_of(small_set[1])) == 24
+
+
+def test_of_a_use_the_sets_that_are_there_are_prepared(small_set, make_spec, capsys):
+    make_spec(name="absent_set", root="absent_set")
+    (found,) = prepare(config(small_set[1], "train"), [make_spec.folder])
+    assert found.name == "small"
+    assert "not there: data set 'absent_set'" in capsys.readouterr().out
+
+
+def test_a_data_root_that_is_not_there_is_one_message(tmp_path):
+    with pytest.raises(ValueError, match=r"^data\.root=.*data: no such folder; set data\.root=<folder that [a-z ]*>$"):
+        prepare(config(data_config(tmp_path), "train"))
+
+
+def test_a_set_that_is_not_there_tells_where_to_get_it(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(
+        ValueError, match=r"no folder .*data/DRIVE[\s\S]*drive\.grand-challenge\.org.*licence: .*access: "
+    ):
+        prepare(config(data_config(tmp_path), "drive"))
+
+
+def test_a_split_folder_that_cannot_be_written_stops_before_the_work(small_set, make_spec, tmp_path):
+    (tmp_path / "file").write_text("")
+    data = small_set[1]
+    data.splits = str(tmp_path / "file/splits")
+    with pytest.raises(ValueError, match=r"data\.splits=.*file/splits: cannot write there .*set data\.splits="):
+        prepare(config(data), [make_spec.folder])
+
+
+def test_external_sets_are_one_part(shared_realdata, tmp_path):
+    data = data_config(tmp_path, shared_realdata)
+    (found,) = prepare(config(data, "chase_db1"))
+    assert found.parts == {"external": 28} and found.annotations == 28
+    manifest = Manifest.load(["chase_db1"], data.splits, "group", 0.85, 42)
+    assert len(manifest.select("external")) == 28 and len(manifest.select("train")) == 0
+
+
+def test_drive_against_table_1(shared_realdata, tmp_path, capsys):
+    data = data_config(tmp_path, shared_realdata)
+    (found,) = prepare(config(data, "drive"))
+    assert (found.images, found.annotations, found.median_area_px) == (20, 20, 28412.5)
+    assert {row["item"] for row in rows_of(data, "drive") if row["part_by_image"] == "val"} == {"28", "32", "38"}
+    assert "20 (20)" in capsys.readouterr().out
+
+
+def test_the_command_prepares_the_template_and_writes_nothing_else(tmp_path):
+    done = run_script("prepare_data.py", "dataset=mni152", "workers=2", cwd=tmp_path)
+    assert "MNI152" in done.stdout and "342" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data_manifests"]
+    assert not any("partial" in path.name for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "arguments, fragments",
+    [
+        (["dataset=kvasir"], ["unknown data set 'kvasir'", "kvasir_seg"]),
+        (["dataset=drive", "data.root=nowhere"], ["data.root=nowhere: no such folder", "set data.root="]),
+        (["dataset=drive", "data.rot=x"], ["data.rot"]),
+        ([], ["datasets"]),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_status_2(arguments, fragments, tmp_path):
+    done = run_script("prepare_data.py", *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for fragment in fragments:
+        assert fragment in done.stderr
+
+
+def test_memory_does_not_grow_with_the_number_of_files(make_spec, tmp_path):
+    """Each of 400 images takes 0.75 MB when it is open; together they would take 300 MB."""
+    pixels = np.zeros((500, 500, 3), np.uint8)
+    first = save_picture(tmp_path / "data/many/images/000.png", pixels)
+    mask = save_picture(tmp_path / "data/many/masks/000.png", pixels[:, :, 0] + 1)
+    for n in range(1, 400):
+        (tmp_path / f"data/many/images/{n:03d}.png").hardlink_to(first)
+        (tmp_path / f"data/many/masks/{n:03d}.png").hardlink_to(mask)
+    make_spec(name="many", root="many", concepts={1: "organ"})
+    tracemalloc.start()
+    prepare(config(data_config(tmp_path), "many"), [SPEC_FOLDER, make_spec.folder])
+    peak_mb = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    assert peak_mb < 20
+
+
+def test_a_difference_from_table_1_is_explained(shared_realdata, tmp_path, capsys):
+    for name in ("kvasir_seg", "drive"):
+        if not (shared_realdata / name).is_dir():
+            pytest.skip(f"{shared_realdata / name} is not there")
+    prepare(config(data_config(tmp_path, shared_realdata), ["drive"]))
+    printed = capsys.readouterr().out
+    assert "20 (20)" in printed and "28,412 (28,176)" in printed
+    assert "DRIVE differs. How the paper's numbers arise: " in printed and "largest" in printed

@@ -1,0 +1,80 @@
+"""The training loop on the tiny model: every experiment takes a step, a resumed run equals the unbroken one, two
+processes take the step of one process with both batches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.scripts import ENVIRONMENT, ROOT, SMALL, prepare_template
+from tests.scripts import train_template as train
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    return prepare_template(tmp_path_factory.mktemp("prepared"))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "last/state.pt", weights_only=True)["model"]
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss/total"] for line in lines if "loss/total" in line]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_takes_one_step(experiment, data, tmp_path):
+    train(tmp_path, data, f"experiment={experiment}", "trainer.max_steps=1", "model.checkpoint=tiny")
+    run = tmp_path / "runs" / experiment
+    assert len(losses(run)) == 1
+    assert {path.name for path in run.iterdir()} >= {"best", "last", "config.yaml", "environment.json", "metrics.jsonl"}
+
+
+def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path):
+    settings = ["trainer.epochs=2", "trainer.max_steps=6", "trainer.save_every_steps=2", "name=run"]
+    (tmp_path / "unbroken").mkdir()
+    (tmp_path / "broken").mkdir()
+    train(tmp_path / "unbroken", data, *settings)
+    interrupt = "import medsam3.training.trainer as t, medsam3.training.resume as c; s = c.save_last\n"
+    interrupt += "def once(*a):\n    s(*a)\n    raise KeyboardInterrupt\nt.save_last = once\n"
+    interrupt += f"import sys, runpy; sys.argv = ['train.py', *{[*SMALL, *data, *settings]!r}]\n"
+    interrupt += f"runpy.run_path({str(ROOT / 'scripts/train.py')!r}, run_name='__main__')"
+    command = [sys.executable, "-c", interrupt]
+    stopped = subprocess.run(command, cwd=tmp_path / "broken", env=ENVIRONMENT, capture_output=True, text=True)
+    assert stopped.returncode == 130 and "run the same command again" in stopped.stderr
+    assert len(losses(tmp_path / "broken/runs/run")) == 2
+    done = train(tmp_path / "broken", data, *settings)
+    assert "resumes at step 2" in done.stdout
+    assert losses(tmp_path / "broken/runs/run") == losses(tmp_path / "unbroken/runs/run")
+    whole, resumed = weights(tmp_path / "unbroken/runs/run"), weights(tmp_path / "broken/runs/run")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_changed_configuration_is_refused_with_the_differing_keys(data, tmp_path):
+    train(tmp_path, data, "name=run", "trainer.max_steps=1")
+    done = train(tmp_path, data, "name=run", "trainer.max_steps=1", "optim.weight_decay=0.5", "seed=1", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "optim.weight_decay: 0.05 -> 0.5" in done.stderr and "seed: 42 -> 1" in done.stderr
+
+
+def test_two_processes_take_the_step_of_one_process_with_both_batches(data, tmp_path):
+    """Mean over two ranks with one image each = one rank that accumulates the two images.
+
+    The box normaliser is averaged over ranks but not over accumulated batches, so the comparison needs equal counts:
+    every image of the template holds three concepts with one instance each.
+    """
+    common = ["trainer.max_steps=2", "data.max_queries=3", "optim.schedule.warmup_steps=0"]
+    train(tmp_path, data, *common, "name=two", processes=2)
+    train(tmp_path, data, *common, "name=one", "trainer.accumulation_steps=2")
+    assert losses(tmp_path / "runs/two") == pytest.approx(losses(tmp_path / "runs/one"), rel=1e-4)
+    two, one = weights(tmp_path / "runs/two"), weights(tmp_path / "runs/one")
+    assert max((two[name] - one[name]).abs().max().item() for name in one) < 1e-5
