@@ -14,6 +14,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from medsam3.messages import one_of
+
 T = TypeVar("T")
 _ABSENT = object()
 
@@ -280,8 +282,8 @@ def check(config: Any) -> None:
     """Checks that need more than a type: see `typed`."""
     for key, legal in LEGAL.items():
         value = _lookup(config, key)
-        if value is not _ABSENT and value not in legal:
-            raise ValueError(f"{key}={value!r}: must be one of {', '.join(legal)}")
+        if value is not _ABSENT:
+            one_of(key, value, legal)
     for key in POSITIVE:
         value = _lookup(config, key)
         if value is not _ABSENT and value is not None and value <= 0:

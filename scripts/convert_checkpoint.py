@@ -18,10 +18,12 @@ from torch import Tensor
 from transformers import CLIPTokenizer, Sam2VideoVideoProcessor, Sam3VideoConfig
 
 from medsam3.checkpoints.conversion import detector_part, recognise
-from medsam3.checkpoints.files import new_file, new_folder, read_weights
+from medsam3.checkpoints.files import read_weights
 from medsam3.checkpoints.model_config import read_config
 from medsam3.checkpoints.weights import Checkpoint, open_checkpoint, replace_detector, write_meta, write_transformers
-from medsam3.model.load import clip_tokenizer, image_processor, processor
+from medsam3.files import new_file, new_folder
+from medsam3.model.load import image_processor, processor
+from medsam3.model.tokenizer import clip_tokenizer
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from medsam3.config import DataConfig, SplitConfig
 from medsam3.layouts.instances import Instances
 from medsam3.layouts.reader import Reader
-from medsam3.layouts.readers import open_reader
+from medsam3.layouts.readers import check_reader, open_reader
 from medsam3.registry.spec import DatasetSpec, load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,9 @@ class SpecWriter:
         content = {key: value for key, value in (SMALL_SET | changes).items() if value is not None}
         path = self.folder / f"{content['name']}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return load_spec(path)
+        spec = load_spec(path)
+        check_reader(spec)
+        return spec
 
 
 SQUARE = np.zeros((40, 60), bool)

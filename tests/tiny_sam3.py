@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Sam3Config, Sam3Model, Sam3VideoConfig
 
 from medsam3.checkpoints.account import video_model_class
-from medsam3.checkpoints.weights import convert_meta_to_transformers, convert_transformers_to_meta
+from medsam3.checkpoints.conversion import convert_meta_to_transformers, convert_transformers_to_meta
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG_FILE = GOLDEN / "tiny_meta_config.json"

@@ -19,8 +19,9 @@ from medsam3.benchmarks.parts import MANY_QUERIES, SEED, TRAIN_FRACTION, as_corp
 from medsam3.benchmarks.reading import interleaved
 from medsam3.data.batch import Sample
 from medsam3.data.corpus import Corpus
-from medsam3.data.dataset import ImageSampler, QueryDataset
+from medsam3.data.dataset import QueryDataset
 from medsam3.data.manifest import Manifest, split_file
+from medsam3.data.sampler import ImageSampler
 from medsam3.layouts.instances import Instances
 from medsam3.layouts.reader import Item, Listing, Reader
 from medsam3.registry.spec import DatasetSpec, load_specs

@@ -40,7 +40,7 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
         ValueError: a setting that does not fit; a loss that is not finite.
     """
     from medsam3.training import trainer  # brings transformers with it, so only here
-    from medsam3.training.log import StepMeter
+    from medsam3.training.meter import StepMeter
 
     corpus = small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
     checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))

@@ -1,5 +1,4 @@
-"""Reading and writing checkpoint files: which file of a folder holds the weights, reading without running code, writing
-so that no half-written file or folder is left behind.
+"""Reading and writing checkpoint files: which file of a folder holds the weights, reading without running code.
 
 Tensors are memory-mapped: nothing is in memory before it is used.
 """
@@ -7,14 +6,11 @@ Tensors are memory-mapped: nothing is in memory before it is used.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,39 +175,6 @@ def _tensors_of(content: Any, file: Path) -> tuple[dict[str, Tensor], str]:
             raise ValueError(f"{file}: tensors beside other things ({', '.join(others[:10])}): not a state dict")
     kind = f"a dict with {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"{file}: holds no tensors, at the top or under {', '.join(STATE_KEYS)} (it is {kind[:200]})")
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; renamed to `path` at the end, removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; takes the place of `folder` at the end, is removed after an error."""
-    folder = Path(os.path.abspath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.glob("*.safetensors"):  # written for the owner alone, whatever the umask says
-            file.chmod(temporary.stat().st_mode & 0o666)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:

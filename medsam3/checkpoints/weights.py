@@ -32,7 +32,6 @@ from medsam3.checkpoints.conversion import (
 from medsam3.checkpoints.files import (
     SAFETENSORS,
     StoredWeights,
-    new_folder,
     read_weights,
     write_safetensors,
     write_state_dict,
@@ -40,6 +39,7 @@ from medsam3.checkpoints.files import (
 from medsam3.checkpoints.model_card import ModelCard, model_card
 from medsam3.checkpoints.model_config import choose_config, read_config, sized
 from medsam3.checkpoints.names import DETECTOR
+from medsam3.files import new_folder
 
 if TYPE_CHECKING:
     from transformers import Sam3VideoModel

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from medsam3.config import DataConfig
 from medsam3.data.manifest import ImageRows, Manifest, split_file
-from medsam3.layouts.reader import Reader, listed
+from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import open_reader
+from medsam3.messages import listed
 from medsam3.registry.spec import SPEC_FOLDER, DatasetSpec, load_specs
 from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 

@@ -5,7 +5,6 @@ A split file is plain CSV. Beside it lies an Arrow copy that is memory-mapped, s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from medsam3.layouts.volume_cache import file_hash
-from medsam3.preparation.splits import PARTS
+from medsam3.files import file_hash, new_file
 
+PARTS = ("train", "val", "external")
 TEXT = pa.dictionary(pa.int32(), pa.string())
 COLUMNS = pa.schema(
     [
@@ -54,12 +53,10 @@ def write_split(path: Path, columns: dict[str, Any]) -> None:
     Args:
         columns: an array or Arrow array for each of COLUMNS; rows of one image one behind the other.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
     table = pa.table(columns, pa.schema([(field.name, _plain(field.type)) for field in COLUMNS]))
     options = pyarrow.csv.WriteOptions(quoting_style="needed", quoting_header="none")
-    pyarrow.csv.write_csv(table, temporary, options)
-    os.replace(temporary, path)
+    with new_file(path) as temporary:
+        pyarrow.csv.write_csv(table, temporary, options)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -141,11 +138,9 @@ def _open_copy(path: Path, digest: str) -> pa.Table | None:
 
 def _write_copy(path: Path, table: pa.Table, digest: str) -> pa.Table:
     """Write the Arrow copy and map it; where the folder cannot be written, the table itself in memory serves."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with pa.ipc.new_file(str(temporary), table.schema) as file:
+        with new_file(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:
             file.write_table(table, max_chunksize=table.num_rows)
-        os.replace(temporary, path)
     except OSError:
         return table
     return _open_copy(path, digest) or table

@@ -20,25 +20,23 @@ from medsam3 import distributed
 from medsam3.config import EvaluateConfig, EvaluationConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows, split_file
-from medsam3.evaluation.metrics import Mask, dice, iou
+from medsam3.evaluation.honesty import refuse_training_rows
+from medsam3.evaluation.metrics import dice, iou
+from medsam3.evaluation.pictures import overlay
+from medsam3.evaluation.scores import QueryResult, Score, summarise
 from medsam3.evaluation.tables import (
-    QueryResult,
-    Score,
-    overlay,
     prompt_table,
     read_baseline,
     results_csv,
     results_json,
     score_table,
-    summarise,
-    writable_folder,
-    write_atomically,
 )
-from medsam3.model.detector import Sam3ForTraining
+from medsam3.files import writable_folder, write_text
+from medsam3.layouts.instances import Mask
+from medsam3.model.detector import TextDetector
 from medsam3.model.load import load_sam3
 from medsam3.prediction.image import ImagePredictor, Prediction
 from medsam3.registry.spec import load_specs
-from medsam3.training.record import refuse_training_rows
 
 MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
 
@@ -196,7 +194,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
-        folder = writable_folder(config.output_dir)
+        folder = writable_folder(config.output_dir, "output_dir", "output_root")
         baseline = read_baseline(Path(config.baseline)) if config.baseline else None
         parts, missing = _parts_of_split(config)
         corpus = open_corpus(config.data, list(parts))
@@ -204,19 +202,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             refuse_training_rows(config.checkpoint, corpus, parts)
         torch.manual_seed(config.seed)  # the weights of `tiny`
         loaded = load_sam3(config.checkpoint, config.image_size)
-        model = Sam3ForTraining(loaded.model, one_to_many=False, activation_checkpointing=False).to(device)
+        detector = TextDetector(loaded.model, one_to_many=False, activation_checkpointing=False).to(device)
         say = print if distributed.is_main() else lambda *_: None
         say(f"model    {loaded.report}")
         say(f"data     {corpus.describe()}")
         for name in missing:
             say(f"missing  {name}: not prepared, left out (python scripts/prepare_data.py dataset={name})")
-        predictor = ImagePredictor(model, loaded.tokenizer, config.image_size, config.evaluation, config.bf16)
+        predictor = ImagePredictor(detector, loaded.tokenizer, config.image_size, config.evaluation, config.bf16)
         evaluation = run_evaluation(predictor, corpus, parts, config.evaluation)
         if distributed.is_main():
             titles = {name: spec.title for name, spec in corpus.specs.items()}
             table = score_table(evaluation.scores, titles, baseline)
-            write_atomically(folder / "table.md", table)
-            write_atomically(folder / "results.json", results_json(config.checkpoint, config.split, evaluation.scores))
+            write_text(folder / "table.md", table)
+            write_text(folder / "results.json", results_json(config.checkpoint, config.split, evaluation.scores))
             write_evaluation(folder, evaluation)
             say(f"\n{table}\nresults.csv, results.json, table.md, prompts.md and overlays/ lie in {folder}")
         distributed.barrier()
@@ -225,8 +223,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write results.csv, prompts.md and overlays/*.png; pictures of an earlier evaluation are removed."""
-    write_atomically(folder / "results.csv", results_csv(evaluation.results))
-    write_atomically(folder / "prompts.md", prompt_table(evaluation.prompt_dice))
+    write_text(folder / "results.csv", results_csv(evaluation.results))
+    write_text(folder / "prompts.md", prompt_table(evaluation.prompt_dice))
     pictures = folder / "overlays"
     pictures.mkdir(exist_ok=True)
     for old in pictures.glob("*.png"):

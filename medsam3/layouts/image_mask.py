@@ -13,7 +13,8 @@ from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import ALL, MaskCoding, NamedPixels
 from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import read_image, read_mask, size_of
-from medsam3.layouts.reader import Item, LeftOutError, Listing, Problem, Reader, listed
+from medsam3.layouts.reader import Item, LeftOutError, Listing, Problem, Reader
+from medsam3.messages import listed, one_of
 from medsam3.registry.patterns import FilePattern
 from medsam3.registry.spec import UNION, DatasetSpec
 
@@ -57,10 +58,9 @@ class ImageMaskReader(Reader):
             raise ValueError("masks: the reader image_mask needs a pattern, a list of patterns, or one per concept")
         check_missing_mask(options.missing_mask)
         _check_missing_mask_keys(spec, options.missing_mask)
-        if options.annotators is not None and options.annotators not in ANNOTATORS:
-            raise ValueError(f"options.annotators={options.annotators!r}: must be one of {', '.join(ANNOTATORS)}")
-        if options.other_size not in OTHER_SIZE:
-            raise ValueError(f"options.other_size={options.other_size!r}: must be one of {', '.join(OTHER_SIZE)}")
+        if options.annotators is not None:
+            one_of("options.annotators", options.annotators, ANNOTATORS)
+        one_of("options.other_size", options.other_size, OTHER_SIZE)
         names = sorted({name for text in spec.images for name in FilePattern(text).names})
         if options.concept_by is not None and (options.concept_by not in names or isinstance(spec.masks, dict)):
             raise ValueError(

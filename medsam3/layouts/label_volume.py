@@ -16,6 +16,7 @@ from medsam3.layouts.pairing import MissingMask, Pair, annotated_concepts, check
 from medsam3.layouts.pixels import grey_to_rgb
 from medsam3.layouts.reader import Item, Listing, Problem, Reader
 from medsam3.layouts.volume_cache import AXES, CachedSlices, Recipe, cached_slices, middle
+from medsam3.messages import one_of
 from medsam3.registry.spec import DatasetSpec
 
 ONE_SLICE = ("middle", "largest")
@@ -26,7 +27,7 @@ AXIS_LETTER = {"sagittal": "x", "coronal": "y", "axial": "z", 0: "s", 1: "s", 2:
 class LabelVolumeOptions:
     """Ranges of slices include both ends."""
 
-    axis: int | str  # axial | coronal | sagittal (turned upright), or 0 | 1 | 2 (as stored): see volumes.cut
+    axis: int | str  # axial | coronal | sagittal (turned upright), or 0 | 1 | 2 (as stored): see volume_cache.cut
     window: tuple[float, float] | None = None  # grey values shown as 0 and 255
     percentiles: tuple[float, float] | None = None  # the same, by percentiles of each volume
     threshold: dict[int | str, float] | float | None = None  # for probability maps, see MaskCoding
@@ -54,8 +55,7 @@ class LabelVolumeReader(Reader):
         options: LabelVolumeOptions = super().check(spec)
         if spec.masks is None:
             raise ValueError("masks: the reader label_volume needs a pattern, or one per concept")
-        if options.axis not in AXES:
-            raise ValueError(f"options.axis={options.axis!r}: must be one of {', '.join(map(str, AXES))}")
+        one_of("options.axis", options.axis, AXES)
         check_missing_mask(options.missing_mask)
         if isinstance(options.slices, str) and options.slices not in ONE_SLICE:
             raise ValueError(f"options.slices={options.slices!r}: must be [first, last] or {' or '.join(ONE_SLICE)}")

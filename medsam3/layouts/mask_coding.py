@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medsam3.layouts.instances import Instances, Mask
 from medsam3.layouts.outlines import fill_holes, fill_outlines
+from medsam3.messages import listed
 from medsam3.registry.spec import UNION, DatasetSpec
 
 ALL = "all"
@@ -174,7 +175,7 @@ class MaskCoding:
         found = _distinct(values)
         if len(found) > 2 or (len(found) == 2 and found[0] != 0):
             raise ValueError(
-                f"{file.where}: a binary mask with {len(found)} values ({_listed(found)}): set options.threshold"
+                f"{file.where}: a binary mask with {len(found)} values ({listed(found, 8)}): set options.threshold"
             )
         return values != 0
 
@@ -185,7 +186,7 @@ class MaskCoding:
         unknown = [value for value in _distinct(values) if value not in known]
         if unknown:
             raise ValueError(
-                f"{where}: unknown label value{'s' if len(unknown) > 1 else ''} {_listed(unknown)} (known: "
+                f"{where}: unknown label value{'s' if len(unknown) > 1 else ''} {listed(unknown, 8)} (known: "
                 f"{', '.join(str(v) for v in sorted(known, key=str))}); add them to concepts or options.ignore_values"
             )
 
@@ -215,7 +216,7 @@ class _Palette:
         nearest = distances.argmin(axis=1)
         unknown = distances.min(axis=1) > self.tolerance
         if unknown.any() and not ignore_all:
-            colours = _listed([f"#{value:06X}" for value in found[unknown]])
+            colours = listed([f"#{value:06X}" for value in found[unknown]], 8)
             known = ", ".join(f"#{r:02X}{g:02X}{b:02X}" for r, g, b in self.colours)
             raise ValueError(
                 f"{file.where}: unknown colours {colours} (known: {known}, tolerance {self.tolerance:g}); add them to "
@@ -249,9 +250,3 @@ def _distinct(values: Pixels) -> list[Any]:
     if values.dtype == np.uint8:
         return np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
     return np.unique(values).tolist()
-
-
-def _listed(values: Sequence[Any], limit: int = 8) -> str:
-    return ", ".join(str(v) for v in values[:limit]) + (
-        f" and {len(values) - limit} more" if len(values) > limit else ""
-    )

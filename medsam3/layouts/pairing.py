@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medsam3.layouts.mask_coding import Key
 from medsam3.layouts.reader import Problem
+from medsam3.messages import one_of
 from medsam3.registry.patterns import FilePattern, list_files
 from medsam3.registry.spec import UNION, DatasetSpec
 
@@ -29,8 +30,7 @@ class Pair:
 def check_missing_mask(value: MissingMask) -> None:
     """Raises a ValueError if `value` is or holds what is none of MISSING_MASK."""
     for rule in value.values() if isinstance(value, dict) else (value,):
-        if rule not in MISSING_MASK:
-            raise ValueError(f"options.missing_mask={rule!r}: must be one of {', '.join(MISSING_MASK)}")
+        one_of("options.missing_mask", rule, MISSING_MASK)
 
 
 def pair_files(spec: DatasetSpec, root: Path, missing_mask: MissingMask) -> tuple[list[Pair], list[Problem]]:

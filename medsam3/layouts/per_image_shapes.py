@@ -8,7 +8,7 @@ label or of none, beside others a label that is no key is an error all the same.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from medsam3.layouts.pixels import read_image, size_of
 from medsam3.layouts.reader import Item, ItemIndex, Listing, Problem, Reader
 from medsam3.layouts.shape_files import AnnotatedImage, read_contour, read_labelme, read_polygon_xml
 from medsam3.layouts.shapes import Patch, Shape, Size, UnusableShapeError
+from medsam3.messages import one_of
 from medsam3.registry.spec import UNION, DatasetSpec
 
 INSTANCES = ("whole", "components", "labels")
@@ -216,9 +217,3 @@ class ContourTextReader(FilePerImageReader):
 
     def _read(self, path: Path, key: Key) -> AnnotatedImage:
         return AnnotatedImage("", None, (read_contour(path, "" if key is None else str(key)),))
-
-
-def one_of(what: str, value: Any, legal: Sequence[Any]) -> None:
-    """Raises a ValueError if the value is not legal."""
-    if value not in legal:
-        raise ValueError(f"{what}: {value!r} must be one of {', '.join(map(str, legal))}")

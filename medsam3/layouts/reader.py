@@ -9,7 +9,7 @@ import bisect
 import dataclasses
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -195,9 +195,3 @@ class Reader(ABC):
             f"{self.root}: no file fits images: {' | '.join(self.spec.images)} of data set {self.spec.name!r}; "
             f"the folder holds {shown or 'nothing'}; {hint}"
         )
-
-
-def listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first names of many, for messages."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -10,10 +10,10 @@ from medsam3.layouts.image_mask import ImageMaskReader
 from medsam3.layouts.label_volume import LabelVolumeReader
 from medsam3.layouts.mat import MatReader
 from medsam3.layouts.per_image_shapes import ContourTextReader, LabelmeReader, PolygonXmlReader
-from medsam3.layouts.reader import Reader, listed
+from medsam3.layouts.reader import Reader
 from medsam3.layouts.shape_tables import CocoReader, RunLengthReader, ViaReader
+from medsam3.messages import did_you_mean, listed, one_of
 from medsam3.registry.patterns import FilePattern, archives_in, is_junk
-from medsam3.registry.schema import did_you_mean
 from medsam3.registry.spec import DatasetSpec
 
 READERS: dict[str, type[Reader]] = {
@@ -31,6 +31,20 @@ READERS: dict[str, type[Reader]] = {
 PACKAGE = "package:"
 
 
+def check_reader(spec: DatasetSpec) -> None:
+    """Check what the registry cannot: the reader's name, and the options that it alone understands.
+
+    Raises:
+        ValueError: names the data set's file, the key, its value and the legal ones.
+    """
+    where = f"configs/dataset/{spec.name}.yaml"
+    one_of(f"{where}: reader", spec.reader, READERS)
+    try:
+        READERS[spec.reader].check(spec)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 class NotFoundError(ValueError):
     """The folder of a data set is not there."""
 
@@ -43,8 +57,9 @@ def open_reader(spec: DatasetSpec, data_root: Path, cache: Path) -> Reader:
         cache: folder of unpacked files; the reader uses a folder `<cache>/<name>`.
 
     Raises:
-        ValueError: see `find_root`.
+        ValueError: see `check_reader` and `find_root`.
     """
+    check_reader(spec)
     return READERS[spec.reader](spec, find_root(spec, Path(data_root)), Path(cache) / spec.name)
 
 

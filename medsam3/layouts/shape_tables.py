@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from medsam3.layouts.per_image_shapes import AnnotationOptions, AnnotationReader, one_of
+from medsam3.layouts.per_image_shapes import AnnotationOptions, AnnotationReader
 from medsam3.layouts.reader import Item, Listing, Problem
 from medsam3.layouts.shape_files import AnnotatedImage, read_coco, read_run_lengths, read_via
+from medsam3.messages import one_of
 from medsam3.registry.patterns import FilePattern, list_files
 from medsam3.registry.spec import DatasetSpec
 

@@ -5,15 +5,14 @@ Shapes: X x Y x Z voxels as stored, S slices of H x W px.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
+from medsam3.files import file_hash, new_file, write_text
 from medsam3.layouts.pixels import Range, to_8_bit
 from medsam3.layouts.volume_files import Volume, Voxels, load_volume
 
@@ -84,7 +83,7 @@ def _fresh_notes(source: Path, target: Path, recipe: Recipe) -> dict | None:
     if (notes["size"], notes["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
         if notes["size"] != status.st_size or notes["sha256"] != file_hash(source):
             return None
-        _replace(_json(target), json.dumps(notes | {"mtime_ns": status.st_mtime_ns}).encode())
+        write_text(_json(target), json.dumps(notes | {"mtime_ns": status.st_mtime_ns}))
     return notes
 
 
@@ -96,17 +95,16 @@ def _build(source: Path, target: Path, recipe: Recipe) -> dict:
         slices = to_8_bit(pictures, recipe.window, recipe.percentiles, str(source))
     status = source.stat()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _npy(target).with_name(f".{target.name}.{os.getpid()}.npy")
+        with new_file(_npy(target)) as temporary:
+            nonzero_px = _save(temporary, slices, _wanted(recipe.only, len(slices), source))
         notes = {
             "size": status.st_size,
             "mtime_ns": status.st_mtime_ns,
             "sha256": file_hash(source),
             "recipe": _as_json(asdict(recipe)),
-            "nonzero_px": _save(temporary, slices, _wanted(recipe.only, len(slices), source)),
+            "nonzero_px": nonzero_px,
         }
-        os.replace(temporary, _npy(target))
-        _replace(_json(target), json.dumps(notes).encode())
+        write_text(_json(target), json.dumps(notes))
     except OSError as error:
         raise ValueError(
             f"{target.parent}: the volume cache cannot be written ({error.strerror}); set data.cache"
@@ -156,24 +154,12 @@ def _as_labels(values: Voxels, threshold: float | None, source: Path) -> Voxels:
     return values.astype(smallest)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _npy(target: Path) -> Path:
     return target.with_name(f"{target.name}.npy")
 
 
 def _json(target: Path) -> Path:
     return target.with_name(f"{target.name}.json")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _as_json(value: object) -> object:

@@ -1,4 +1,5 @@
-"""Sam3Model as training needs it: every decoder layer's output and the one-to-many branch, without a new parameter.
+"""Sam3Model as training, evaluation and prediction run it: text prompts only, every decoder layer's output, and in
+training the one-to-many branch; without a new parameter.
 
 The branch (DAC in Meta's code): the decoder runs 2P queries, the P learned ones twice. In self-attention the first half
 and the presence token see each other only, and the second half passes it by; all else is shared.
@@ -53,7 +54,7 @@ class ImageFeatures:
         return ImageFeatures(tuple(level[image_index] for level in self.levels), positions)
 
 
-class Sam3ForTraining(nn.Module):
+class TextDetector(nn.Module):
     """A Sam3Model with per-layer outputs and the one-to-many branch; in eval mode it computes the same function."""
 
     def __init__(self, model: Sam3Model, one_to_many: bool, activation_checkpointing: bool) -> None:

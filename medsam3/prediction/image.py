@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from medsam3.config import EvaluationConfig
 from medsam3.data.transforms import image_to_tensor
-from medsam3.evaluation.metrics import Mask, resolve_overlaps
-from medsam3.model.detector import Sam3ForTraining
-from medsam3.model.load import ConceptTokenizer
+from medsam3.layouts.instances import Mask
+from medsam3.model.detector import TextDetector
+from medsam3.model.tokenizer import ConceptTokenizer
+from medsam3.prediction.overlaps import resolve_overlaps
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,17 @@ class ImagePredictor:
 
     def __init__(
         self,
-        model: Sam3ForTraining,
+        detector: TextDetector,
         tokenizer: ConceptTokenizer,
         image_size: int,
         config: EvaluationConfig,
         bf16: bool,
     ) -> None:
-        self.model = model
+        self.detector = detector
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.config = config
-        self.device = next(model.parameters()).device
+        self.device = next(detector.parameters()).device
         self.bf16 = bf16 and self.device.type == "cuda"
 
     def predict(
@@ -77,21 +78,21 @@ class ImagePredictor:
     @torch.inference_mode()
     def _best_masks(self, pixels: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Of pixels [1, 3, S, S], the best prediction of each prompt: score [C] (on the CPU), mask logits [C, h, w]."""
-        was_training = self.model.training
-        self.model.eval()
+        was_training = self.detector.training
+        self.detector.eval()
         scores, logits = [], []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.model.encode_images(pixels.to(self.device))
+            features = self.detector.encode_images(pixels.to(self.device))
             for start in range(0, len(prompts), self.config.queries_per_pass):
                 input_ids, attention_mask = self.tokenizer(prompts[start : start + self.config.queries_per_pass])
                 image_index = torch.zeros(len(input_ids), dtype=torch.long, device=self.device)
-                output = self.model.detect(
+                output = self.detector.detect(
                     features, image_index, input_ids.to(self.device), attention_mask.to(self.device)
                 )
                 best, index = output.one_to_one.logits[-1].float().max(dim=1)
                 scores.append(best.sigmoid() * output.presence[-1].float().sigmoid())
                 logits.append(output.one_to_one.masks[torch.arange(len(index), device=self.device), index].float())
-        self.model.train(was_training)
+        self.detector.train(was_training)
         return torch.cat(scores).cpu(), torch.cat(logits)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from scipy.fft import dctn
 from medsam3.config import AuditConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import Manifest
+from medsam3.files import new_file
 from medsam3.layouts.reader import Item, Reader
 from medsam3.preparation.parallel import each
 from medsam3.registry.spec import SPEC_FOLDER
@@ -157,12 +157,10 @@ def _prepared(folder: str) -> list[str]:
 @contextmanager
 def _table(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:
     """A CSV writer; the file is there in full or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         yield writer
-    os.replace(temporary, path)
 
 
 def _report(summary: AuditSummary, config: AuditConfig) -> str:

@@ -5,7 +5,6 @@ A data set with a broken item gets no files at all, unless `skip_broken` turns b
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,9 +17,9 @@ import pyarrow as pa
 
 from medsam3.config import DataConfig, PrepareConfig
 from medsam3.data.manifest import split_file, split_hash, write_split
-from medsam3.evaluation.tables import write_atomically
+from medsam3.files import writable_folder, write_text
 from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
-from medsam3.layouts.readers import NotFoundError, open_reader
+from medsam3.layouts.readers import NotFoundError, check_reader, open_reader
 from medsam3.preparation.copies import find_copies, fingerprint
 from medsam3.preparation.parallel import each
 from medsam3.preparation.splits import assign_parts
@@ -50,7 +49,9 @@ def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> 
             use (datasets=train) only those that are there.
     """
     specs = load_specs(config.datasets, folders)
-    _check_writable(Path(config.data.splits))
+    for spec in specs.values():
+        check_reader(spec)
+    writable_folder(config.data.splits, "data.splits", "data.splits")
     a_use = isinstance(config.datasets, str) and config.datasets in USES
     summaries: list[Summary] = []
     errors: list[str] = []
@@ -108,7 +109,7 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
         raise ValueError(f"{spec.name}: no item is left:\n  {problems[0].item}: {problems[0].reason}")
     path = split_file(config.data.splits, spec.name)
     parts = tally.write(path, config.data)
-    write_atomically(path.with_suffix(".exclusions.csv"), exclusions_csv(problems))
+    write_text(path.with_suffix(".exclusions.csv"), exclusions_csv(problems))
     return Summary(
         name=spec.name,
         title=spec.title,
@@ -193,15 +194,3 @@ def _unpack(reader: Reader, job: Any) -> None:
     """Unpack a volume; one that cannot be read shows up again, with its name, when the items are listed."""
     with suppress(ValueError):
         reader.unpack(job)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe_{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"data.splits={folder}: cannot write there ({error.strerror}); set data.splits=<folder>"
-        ) from error

@@ -10,8 +10,6 @@ import numpy as np
 
 from medsam3.layouts.reader import Item
 
-PARTS = ("train", "val", "external")
-
 
 def assign_parts(dataset: str, items: Sequence[Item], train_fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Parts of the items, drawn by image and drawn by group.

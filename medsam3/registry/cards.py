@@ -7,13 +7,13 @@ data_manifests/README.md, and with --write puts them into it.
 from __future__ import annotations
 
 import argparse
-import difflib
-import os
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsam3.files import write_text
+from medsam3.messages import did_you_mean, one_of
 from medsam3.registry.schema import build
 from medsam3.registry.vocabulary import MANIFESTS, Vocabulary, read_mapping
 
@@ -105,9 +105,9 @@ def load_card(name: str, folder: Path = MANIFESTS) -> DatasetCard:
     """
     names = card_names(folder)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise ValueError(f"{folder}: no data set card {name!r}; {hint}")
+        raise ValueError(
+            f"{folder}: no data set card {name!r}.{did_you_mean(name, names)} There are: {', '.join(names) or 'none'}"
+        )
     path = Path(folder) / f"{name}.yaml"
     content = read_mapping(path)
     kinds = typing.get_type_hints(DatasetCard)
@@ -146,7 +146,7 @@ def _fact(value: Any, where: str) -> Fact:
     fact = build(Fact, content, where)
     if not fact.value.strip():
         raise ValueError(f"{where}: empty; say what is known, or that nothing is")
-    _check_one_of(fact.confidence, CONFIDENCES, f"{where}: confidence")
+    one_of(f"{where}: confidence", fact.confidence, CONFIDENCES)
     return Fact(fact.value.rstrip("\n"), fact.confidence)
 
 
@@ -155,27 +155,22 @@ def _label(value: Any, where: str) -> Label:
     if isinstance(content, dict) and isinstance(content.get("value"), int):
         content["value"] = str(content["value"])
     label = build(Label, content, where)
-    _check_one_of(label.confidence, CONFIDENCES, f"{where}: {label.name}: confidence")
+    one_of(f"{where}: {label.name}: confidence", label.confidence, CONFIDENCES)
     return label
 
 
 def _check(card: DatasetCard, path: Path) -> None:
     if card.name != path.stem:
         raise ValueError(f"{path}: name={card.name!r}: must be the name of the file, {path.stem!r}")
-    _check_one_of(card.paper.group, GROUPS, f"{path}: paper.group")
+    one_of(f"{path}: paper.group", card.paper.group, GROUPS)
     for use in card.used_for:
-        _check_one_of(use, USES, f"{path}: used_for")
+        one_of(f"{path}: used_for", use, USES)
     row = (card.paper.table1_name, card.paper.images, card.paper.annotations, card.paper.median_area_px)
     if ("train" in card.used_for) != all(entry is not None for entry in row):
         raise ValueError(f"{path}: paper={row}: a training set has all four values of Table 1, no other set has any")
     evaluated = "internal" in card.used_for or "external" in card.used_for
     if evaluated != (card.paper.table3_name is not None):
         raise ValueError(f"{path}: paper.table3_name={card.paper.table3_name!r} does not fit used_for={card.used_for}")
-
-
-def _check_one_of(value: str, legal: tuple[str, ...], where: str) -> None:
-    if value not in legal:
-        raise ValueError(f"{where}={value!r}: must be one of {', '.join(legal)}")
 
 
 def generated_parts(cards: list[DatasetCard], vocabulary: Vocabulary) -> dict[str, str]:
@@ -259,9 +254,7 @@ def main() -> None:
         print("\n\n".join(parts.values()))
         return
     path = MANIFESTS / "README.md"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(with_generated_parts(path.read_text(encoding="utf-8"), parts), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, with_generated_parts(path.read_text(encoding="utf-8"), parts))
 
 
 if __name__ == "__main__":

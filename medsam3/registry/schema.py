@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Iterable
 from typing import Any, TypeVar
+
+from medsam3.messages import did_you_mean
 
 T = TypeVar("T")
 
@@ -36,12 +36,6 @@ def build(cls: type[T], content: Any, where: str) -> T:
     kinds = typing.get_type_hints(cls)
     values = {key: _converted(value, kinds[key], f"{where}: {key}") for key, value in content.items()}
     return cls(**values)
-
-
-def did_you_mean(word: Any, known: Iterable[Any]) -> str:
-    """A hint for messages, with a leading blank; empty if no known word is close."""
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], 1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:

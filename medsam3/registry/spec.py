@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from medsam3.messages import did_you_mean, one_of
 from medsam3.registry.grouping import GroupRule, check_group
 from medsam3.registry.patterns import FilePattern
-from medsam3.registry.schema import build, did_you_mean
+from medsam3.registry.schema import build
 
 USES = ("train", "internal", "external", "example")
 INSTANCES = ("whole", "components", "labels", "files")
@@ -47,7 +48,7 @@ class DatasetSpec:
     title: str  # as printed in tables
     modality: str  # one of MODALITIES
     used_for: tuple[str, ...]  # train | internal (Table 3 top) | external (Table 3 bottom) | example
-    reader: str  # a name of medsam3.layouts.readers.READERS
+    reader: str  # a name of layouts.readers.READERS, which checks it with its options
     root: tuple[str, ...]  # folder under data.root (or names that it may have), or package:<python package>/<folder>
     images: tuple[str, ...]  # one or several patterns
     # what the data call it (value, "#RRGGBB", class, label, key of `masks`) -> canonical concept. A concept of several
@@ -143,21 +144,18 @@ def load_specs(names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDE
 
 
 def _check(spec: DatasetSpec, path: Path) -> None:
-    from medsam3.layouts.readers import READERS  # here, because the readers import this module
-
     if spec.name != path.stem or spec.name in USES:
         raise ValueError(f"{path}: name={spec.name!r}: must be the name of the file, and none of {', '.join(USES)}")
-    _one_of(path, "reader", spec.reader, READERS)
-    _one_of(path, "instances", spec.instances, INSTANCES)
-    _one_of(path, "modality", spec.modality, MODALITIES)
+    one_of(f"{path}: instances", spec.instances, INSTANCES)
+    one_of(f"{path}: modality", spec.modality, MODALITIES)
     for use in spec.used_for:
-        _one_of(path, "used_for", use, USES)
-    _one_of(path, "keep", spec.keep, KEEP)
-    _one_of(path, "copies", spec.copies, COPIES)
+        one_of(f"{path}: used_for", use, USES)
+    one_of(f"{path}: keep", spec.keep, KEEP)
+    one_of(f"{path}: copies", spec.copies, COPIES)
     if not spec.concepts:
         raise ValueError(f"{path}: concepts: empty; give {{value in the mask: name of the concept}}")
     for concept in spec.exclusive or ():
-        _one_of(path, "exclusive", concept, spec.concept_names)
+        one_of(f"{path}: exclusive", concept, spec.concept_names)
     if spec.min_area_px < 1:
         raise ValueError(f"{path}: min_area_px={spec.min_area_px}: must be 1 or more")
     if spec.min_area_px > 1 and spec.instances == "whole":
@@ -165,14 +163,8 @@ def _check(spec: DatasetSpec, path: Path) -> None:
     _check_patterns(spec, path)
     try:
         check_group(spec.group)
-        READERS[spec.reader].check(spec)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _one_of(path: Path, key: str, value: str, legal: Iterable[str]) -> None:
-    if value not in legal:
-        raise ValueError(f"{path}: {key}={value!r}.{did_you_mean(value, legal)} Legal: {', '.join(legal)}")
 
 
 def _check_patterns(spec: DatasetSpec, path: Path) -> None:

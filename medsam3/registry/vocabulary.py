@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from medsam3.messages import one_of
+
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 STYLES = ("canonical", "paper")
 CONCEPT_KEYS = ("synonyms", "snomed", "paper")
@@ -59,8 +61,7 @@ class Vocabulary:
         Raises:
             ValueError: unknown concept or style.
         """
-        if style not in STYLES:
-            raise ValueError(f"data.prompts={style!r}: must be one of {', '.join(STYLES)}")
+        one_of("data.prompts", style, STYLES)
         self.check([concept])
         if style == "paper":
             return self.concepts[concept].paper.get(dataset, concept)
@@ -104,8 +105,7 @@ def _concept(path: Path, name: str, entry: Any) -> Concept:
     if not isinstance(entry, dict):
         raise ValueError(f"{path}: {name}: must be a mapping with the keys {', '.join(CONCEPT_KEYS)}")
     for key in entry:
-        if key not in CONCEPT_KEYS:
-            raise ValueError(f"{path}: {name}: unknown key {key!r}, must be one of {', '.join(CONCEPT_KEYS)}")
+        one_of(f"{path}: {name}: key", key, CONCEPT_KEYS)
     synonyms, snomed, paper = entry.get("synonyms") or [], entry.get("snomed"), entry.get("paper") or {}
     if not isinstance(synonyms, list) or not all(isinstance(phrase, str) for phrase in synonyms):
         raise ValueError(f"{path}: {name}: synonyms={synonyms!r} must be a list of phrases")

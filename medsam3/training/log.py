@@ -7,23 +7,18 @@ import json
 import netrc
 import os
 import platform
-import resource
 import secrets
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from medsam3 import distributed
 from medsam3.config import WandbConfig
-from medsam3.evaluation.tables import write_atomically
+from medsam3.files import write_text
 
 WandbMode = Literal["online", "offline", "disabled"]
 PACKAGES = ("medsam3", "torch", "torchvision", "transformers", "numpy", "scipy", "pillow", "hydra-core")
@@ -76,14 +71,14 @@ class RunLog:
 
 def write_run_facts(folder: Path, config_yaml: str) -> None:
     """config.yaml and environment.json: what is needed to repeat the run (no environment variables are recorded)."""
-    write_atomically(folder / "config.yaml", config_yaml)
+    write_text(folder / "config.yaml", config_yaml)
     facts = {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "code": code_version(),
         "processes": distributed.world_size(),
     }
-    write_atomically(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+    write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -104,7 +99,7 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
     """Drop what an interrupted run wrote after its last checkpoint: the resumed run writes it again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_atomically(path, "".join(kept))
+    write_text(path, "".join(kept))
 
 
 def _wandb_mode(mode: str) -> WandbMode:
@@ -130,7 +125,7 @@ def _start_wandb(folder: Path, name: str, project: str, mode: WandbMode, config:
 
     id_file = folder / "wandb_id.txt"
     run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
-    write_atomically(id_file, run_id + "\n")
+    write_text(id_file, run_id + "\n")
     return wandb.init(
         project=project,
         name=name,
@@ -141,58 +136,3 @@ def _start_wandb(folder: Path, name: str, project: str, mode: WandbMode, config:
         config=config,
         save_code=False,
     )
-
-
-class StepMeter:
-    """Means of the loss terms between two readings, and the speed. Reading moves one tensor to the CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.restart()
-
-    def restart(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._batches = self._images = self._queries = 0
-        self._norm: Tensor | None = None
-        self._since = time.perf_counter()
-
-    def add(self, total: Tensor, terms: Mapping[str, Tensor], *, images: int, queries: int) -> None:
-        for name, value in {"total": total.detach(), **terms}.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._batches += 1
-        self._images += images
-        self._queries += queries
-
-    def add_gradient_norm(self, norm: Tensor) -> None:
-        """Norm before clipping; the reading shows the last one."""
-        self._norm = norm
-
-    def read(self, optimizer: Optimizer) -> dict[str, float]:
-        """Named scalars, the losses averaged over ranks; starts the next interval. All ranks must call it."""
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].float() for name in names]) / self._batches
-        means = distributed.mean_over_ranks(sums).tolist()
-        seconds = time.perf_counter() - self._since
-        ranks = distributed.world_size()
-        values = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
-        values |= {f"lr/{name}": max(rates) for name, rates in _rates_by_part(optimizer).items()}
-        values["gradient_norm"] = float(self._norm) if self._norm is not None else 0.0
-        values["speed/images_per_s"] = ranks * self._images / seconds
-        values["speed/queries_per_s"] = ranks * self._queries / seconds
-        values["memory/gib"] = _peak_memory_gib(self._device)
-        self.restart()
-        return values
-
-
-def _rates_by_part(optimizer: Optimizer) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {}
-    for group in optimizer.param_groups:
-        rates.setdefault(group["part"], []).append(group["lr"])
-    return rates
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    """Peak of this process so far: GPU memory held by torch, or resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from medsam3.config import LEGAL, FindLossConfig, LossConfig
 from medsam3.data.batch import Targets
 from medsam3.distributed import mean_over_ranks
+from medsam3.messages import one_of
 from medsam3.model.detector import BranchOutput, DetectorOutput
 from medsam3.training.geometry import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 from medsam3.training.matching import HungarianMatcher, Matches, OneToManyMatcher, match, query_of_target
@@ -55,9 +56,7 @@ class SetPredictionLoss:
         Raises:
             ValueError: unknown variant.
         """
-        legal = LEGAL["loss.variant"]
-        if config.variant not in legal:
-            raise ValueError(f"loss.variant={config.variant!r}: must be one of {', '.join(legal)}")
+        one_of("loss.variant", config.variant, LEGAL["loss.variant"])
         self.config = config
         self.hungarian = HungarianMatcher(config.matcher)
         self.one_to_many = OneToManyMatcher(config.one_to_many)

@@ -1,21 +1,19 @@
-"""What a model was trained on: written into every `best` folder, and read before the model is evaluated."""
+"""What a model was trained on, written into every `best` folder; evaluation/honesty.py reads it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from medsam3.checkpoints.model_card import ModelCard, TrainingData
 from medsam3.checkpoints.weights import save_transformers_folder
 from medsam3.config import TrainConfig
 from medsam3.data.corpus import Corpus
-from medsam3.evaluation.tables import Score
+from medsam3.evaluation.honesty import RECORD_FILE
+from medsam3.evaluation.scores import Score
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
 from medsam3.training.log import code_version
-
-RECORD_FILE = "training.json"
 
 
 def write_best(
@@ -74,41 +72,3 @@ def _training_data(corpus: Corpus, name: str, score: Score | None) -> TrainingDa
         validation_dice=score.dice if score else None,
         validation_iou=score.iou if score else None,
     )
-
-
-def refuse_training_rows(checkpoint: str, corpus: Corpus, parts: dict[str, str]) -> None:
-    """Stop an evaluation on rows that the checkpoint has seen in training.
-
-    A checkpoint without a record (Meta's, or one converted from elsewhere) passes.
-
-    Raises:
-        ValueError: a data set is asked for by another part than its validation part, or was split differently in
-            training.
-    """
-    record = _read_record(Path(checkpoint))
-    if record is None:
-        return
-    for name, part in parts.items():
-        if name not in record["splits"]:
-            continue
-        reason = ""
-        if part != "val":
-            reason = f"its part {part!r} was trained on"
-        elif record["split_by"] != corpus.split_by:
-            reason = f"it was split by {record['split_by']} in training and is split by {corpus.split_by} now"
-        elif record["splits"][name] != corpus.split_hash(name):
-            reason = f"its split file {corpus.split_file(name)} is not the one used in training (other hash)"
-        if reason:
-            raise ValueError(
-                f"checkpoint={checkpoint} was trained on {name}: {reason}, so the numbers would not be honest. "
-                "Use the same split (data.split.by, data.splits), or say allow_training_rows=true"
-            )
-
-
-def _read_record(checkpoint: Path) -> dict[str, Any] | None:
-    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    for folder in (run, run / "best", run.parent / "best"):
-        if (folder / RECORD_FILE).is_file():
-            content: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-            return content
-    return None

@@ -1,9 +1,8 @@
 """What a run needs to go on after an interruption: `last/state.pt`. (The model for its users, `best/`, is a folder that
-checkpoint_io writes.)"""
+checkpoints.weights writes.)"""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import Sam3Model
 
 from medsam3 import distributed
 from medsam3.config import differing_keys
-from medsam3.evaluation.tables import write_atomically
+from medsam3.files import new_file, write_text
 
 STATE_FILE = "state.pt"
 # Keys that do not change a run's numbers, and so may differ when it is resumed.
@@ -48,7 +47,7 @@ def save_last(folder: Path, model: Sam3Model, optimizer: Optimizer, progress: Pr
     random_states = distributed.gather_objects(_random_state())
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", model.config.to_json_string())
+        write_text(folder / "config.json", model.config.to_json_string())
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -56,9 +55,8 @@ def save_last(folder: Path, model: Sam3Model, optimizer: Optimizer, progress: Pr
             "random_states": random_states,
             "config": config,
         }
-        temporary = folder / f".{STATE_FILE}.partial"
-        torch.save(state, temporary)
-        os.replace(temporary, folder / STATE_FILE)
+        with new_file(folder / STATE_FILE) as temporary:
+            torch.save(state, temporary)
     distributed.barrier()
 
 

@@ -26,14 +26,18 @@ from medsam3 import distributed
 from medsam3.config import TrainConfig
 from medsam3.data.batch import Batch, collate
 from medsam3.data.corpus import Corpus, open_corpus
-from medsam3.data.dataset import ImageSampler, QueryDataset
+from medsam3.data.dataset import QueryDataset
+from medsam3.data.sampler import ImageSampler
 from medsam3.evaluation.evaluator import run_evaluation
-from medsam3.evaluation.tables import mean_score, writable_folder
-from medsam3.model.detector import Sam3ForTraining
-from medsam3.model.load import LoadedModel, freeze_unreached, load_sam3
+from medsam3.evaluation.scores import mean_score
+from medsam3.files import writable_folder
+from medsam3.model.detector import TextDetector
+from medsam3.model.freeze import freeze_unreached
+from medsam3.model.load import LoadedModel, load_sam3
 from medsam3.prediction.image import ImagePredictor
-from medsam3.training.log import RunLog, StepMeter, write_run_facts
+from medsam3.training.log import RunLog, write_run_facts
 from medsam3.training.losses import SetPredictionLoss, ensure_finite
+from medsam3.training.meter import StepMeter
 from medsam3.training.optim import build_optimizer, set_learning_rates
 from medsam3.training.record import write_best
 from medsam3.training.resume import Progress, read_last, restore, save_last
@@ -50,8 +54,8 @@ class Run:
     corpus: Corpus
     loader: DataLoader[Batch]
     loaded: LoadedModel
-    model: Sam3ForTraining
-    network: nn.Module  # the model, wrapped for gradient averaging if there are several processes
+    detector: TextDetector
+    network: nn.Module  # the detector, wrapped for gradient averaging if there are several processes
     criterion: SetPredictionLoss
     optimizer: Optimizer
     total_steps: int
@@ -84,14 +88,14 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     Raises:
         ValueError: as `train`.
     """
-    folder = writable_folder(config.output_dir)
+    folder = writable_folder(config.output_dir, "output_dir", "output_root")
     stored_config = dataclasses.asdict(config) | {"processes": distributed.world_size()}
     state = read_last(folder / "last", stored_config)
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
     freeze_unreached(loaded.model, config.loss.variant)
-    model = Sam3ForTraining(loaded.model, config.model.one_to_many_queries, config.model.activation_checkpointing)
-    model.to(device)
+    detector = TextDetector(loaded.model, config.model.one_to_many_queries, config.model.activation_checkpointing)
+    detector.to(device)
     optimizer = build_optimizer(loaded.model, config.optim)
     loader = _training_loader(config, corpus, loaded)
     steps_per_epoch = math.ceil(len(loader) / config.trainer.accumulation_steps)
@@ -116,8 +120,8 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         corpus=corpus,
         loader=loader,
         loaded=loaded,
-        model=model,
-        network=_average_gradients(model, device),
+        detector=detector,
+        network=_average_gradients(detector, device),
         criterion=SetPredictionLoss(config.loss),
         optimizer=optimizer,
         total_steps=int(total_steps),
@@ -126,11 +130,11 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     )
 
 
-def _average_gradients(model: Sam3ForTraining, device: torch.device) -> nn.Module:
+def _average_gradients(detector: TextDetector, device: torch.device) -> nn.Module:
     if not distributed.active():
-        return model
+        return detector
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(detector, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 def _training_loader(config: TrainConfig, corpus: Corpus, loaded: LoadedModel) -> DataLoader[Batch]:
@@ -228,7 +232,7 @@ def _gradient_exchange(network: nn.Module, last: bool) -> AbstractContextManager
 def _validate(run: Run) -> None:
     """Evaluate on the validation part; keep the model in `best` if its mean Dice is the best so far."""
     predictor = ImagePredictor(
-        run.model, run.loaded.tokenizer, run.config.model.image_size, run.config.evaluation, run.config.trainer.bf16
+        run.detector, run.loaded.tokenizer, run.config.model.image_size, run.config.evaluation, run.config.trainer.bf16
     )
     evaluation = run_evaluation(
         predictor, run.corpus, {name: "val" for name in run.corpus.specs}, run.config.evaluation

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam3.checkpoints.weights import convert_meta_to_transformers, convert_transformers_to_meta, load_detector
+from medsam3.checkpoints.conversion import convert_meta_to_transformers, convert_transformers_to_meta
+from medsam3.checkpoints.weights import load_detector
 from tests.tiny_sam3 import (
     POINTS,
     config,

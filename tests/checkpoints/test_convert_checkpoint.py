@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import Sam3Config, Sam3Model, Sam3Processor
 
-from medsam3.checkpoints.weights import convert_transformers_to_meta, load_detector
-from medsam3.model.load import tiny_config
+from medsam3.checkpoints.conversion import convert_transformers_to_meta
+from medsam3.checkpoints.weights import load_detector
+from medsam3.model.tiny import tiny_config
 from tests.tiny_sam3 import (
     CONFIG_FILE,
     POINTS,

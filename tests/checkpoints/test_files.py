@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from medsam3.checkpoints.files import new_file, new_folder, read_weights
+from medsam3.checkpoints.files import read_weights
 from medsam3.checkpoints.weights import load_detector
 from tests.tiny_sam3 import config, detector, equal, meta_state, save
 
@@ -121,14 +121,3 @@ def test_the_only_weights_of_a_folder_are_taken(tmp_path):
     save(meta_state(), tmp_path / "checkpoint_5.pt")
     stored = read_weights(tmp_path)
     assert equal(stored.tensors, meta_state()) and "the only weights in the folder" in stored.source
-
-
-@pytest.mark.parametrize("writer", [new_file, new_folder])
-def test_after_an_error_nothing_new_is_there_and_the_old_is_kept(writer, tmp_path):
-    target = tmp_path / "target"
-    target.mkdir() if writer is new_folder else target.write_text("old")
-    with pytest.raises(OSError, match="disk full"), writer(target) as temporary:
-        (temporary / "part" if writer is new_folder else temporary).write_text("new")
-        raise OSError("disk full")
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
-    assert target.read_text() == "old" if writer is new_file else not list(target.iterdir())

@@ -16,7 +16,9 @@ from transformers import Sam3Model, Sam3Processor
 
 from medsam3.checkpoints.model_card import ModelCard, TrainingData, model_card
 from medsam3.checkpoints.weights import load_detector, save_transformers_folder
-from medsam3.model.load import clip_tokenizer, processor, tiny_config
+from medsam3.model.load import processor
+from medsam3.model.tiny import tiny_config
+from medsam3.model.tokenizer import clip_tokenizer
 
 SIZE_PX = 56
 DRIVE = TrainingData(

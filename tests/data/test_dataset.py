@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from medsam3.config import PrepareConfig
 from medsam3.data.batch import collate
 from medsam3.data.corpus import Corpus, open_corpus
-from medsam3.data.dataset import ImageSampler, QueryDataset
+from medsam3.data.dataset import QueryDataset
 from medsam3.data.manifest import split_file
+from medsam3.data.sampler import ImageSampler
 from medsam3.data.transforms import image_to_tensor
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.spec import SPEC_FOLDER

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from medsam3.evaluation.metrics import dice, iou, resolve_overlaps
+from medsam3.evaluation.metrics import dice, iou
+from medsam3.prediction.overlaps import resolve_overlaps
 
 
 def _mask(*rows: str) -> np.ndarray:

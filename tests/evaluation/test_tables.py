@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
 
-from medsam3.evaluation.tables import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    QueryResult,
-    Score,
-    mean_score,
-    overlay,
-    read_baseline,
-    results_csv,
-    results_json,
-    score_table,
-    summarise,
-    writable_folder,
-    write_atomically,
-)
+from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
+from medsam3.evaluation.scores import QueryResult, Score, mean_score, summarise
+from medsam3.evaluation.tables import read_baseline, results_csv, results_json, score_table
 
 
 def _result(dataset: str, item: str, concept: str, dice: float, iou: float) -> QueryResult:
@@ -98,19 +85,3 @@ def test_overlay_colours_truth_and_prediction_in_their_own_panels():
     assert np.allclose(picture[100, left_of["truth"]], 0.45 * np.array(TRUTH_COLOUR), atol=1)
     assert (picture[100, left_of["prediction"]] == 0).all()
     assert np.allclose(picture[100, left_of["prediction"] + 200], 0.45 * np.array(PREDICTION_COLOUR), atol=1)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "table.md"
-    write_atomically(path, "old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-
-
-def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"output_dir=.*file/run: cannot write there"):
-        writable_folder(str(tmp_path / "file" / "run"))
-    assert os.listdir(writable_folder(str(tmp_path / "new"))) == []

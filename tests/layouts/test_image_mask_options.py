@@ -18,8 +18,8 @@ TWO_FILES = {
     "concepts": {"lung": "lung", "heart": "heart"},
 }
 MISTAKES = {
-    "unknown keep": ({"keep": "some"}, "keep='some'.*Legal: all, non_empty"),
-    "unknown copies": ({"copies": "last"}, "copies='last'.*Legal: all, first, none"),
+    "unknown keep": ({"keep": "some"}, "keep='some': must be one of all, non_empty"),
+    "unknown copies": ({"copies": "last"}, "copies='last': must be one of all, first, none"),
     "unknown fill": (
         ONE | {"options": {"threshold": 9, "fill": "hole"}},
         "fill='hole': must be one of holes, outlines",

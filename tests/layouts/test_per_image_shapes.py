@@ -298,11 +298,11 @@ BAD = {
     ),
     "key that is no concept": (
         {"reader": "coco_json", "masks": None, "options": {"annotations": {"a.json": [3]}}},
-        "annotations: a.json: 3 must be one of 1, 2",
+        "annotations: a.json=3: must be one of 1, 2",
     ),
     "crowd": (
         {"reader": "coco_json", "masks": None, "options": {"annotations": "a.json", "crowd": "keep"}},
-        r"options\.crowd: 'keep' must be one of shape, exclude",
+        r"options\.crowd='keep': must be one of shape, exclude",
     ),
     "starts": (
         {
@@ -310,16 +310,16 @@ BAD = {
             "masks": None,
             "options": {"annotations": "a.csv", "image": "{i}", "runs": "r", "starts": "zero"},
         },
-        r"options\.starts: 'zero' must be one of absolute, relative",
+        r"options\.starts='zero': must be one of absolute, relative",
     ),
     "shape type": (
         {"reader": "labelme_json", "options": {"shape_types": "circle"}},
-        "'circle' must be one of polygon, rectangle",
+        "'circle': must be one of polygon, rectangle",
     ),
-    "instances": ({"reader": "polygon_xml", "instances": "files"}, "'files' must be one of whole, components, labels"),
+    "instances": ({"reader": "polygon_xml", "instances": "files"}, "'files': must be one of whole, components, labels"),
     "unusable shapes": (
         {"reader": "polygon_xml", "options": {"unusable_shapes": "drop"}},
-        "'drop' must be one of error, exclude",
+        "'drop': must be one of error, exclude",
     ),
     "no pattern": ({"reader": "contour_text", "masks": None}, "contour_text needs the pattern"),
     "mat without key": ({"reader": "mat"}, "'key' is missing"),

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import Sam3Config, Sam3Model
 
-from medsam3.checkpoints.weights import convert_meta_to_transformers
+from medsam3.checkpoints.conversion import convert_meta_to_transformers
 from medsam3.data.batch import Targets
-from medsam3.model.detector import DetectorOutput, Sam3ForTraining
-from medsam3.model.load import freeze_unreached, load_sam3
+from medsam3.model.detector import DetectorOutput, TextDetector
+from medsam3.model.freeze import freeze_unreached
+from medsam3.model.load import load_sam3
 from medsam3.training.losses import SetPredictionLoss
 from tests.training.test_losses import VARIANTS, loss_config
 
@@ -28,9 +29,9 @@ def largest_difference(ours: Tensor, reference: np.ndarray | Tensor) -> float:
 
 
 @pytest.fixture
-def tiny() -> Sam3ForTraining:
+def tiny() -> TextDetector:
     torch.manual_seed(0)
-    return Sam3ForTraining(load_sam3("tiny", 56).model, one_to_many=True, activation_checkpointing=False)
+    return TextDetector(load_sam3("tiny", 56).model, one_to_many=True, activation_checkpointing=False)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_no_hook_is_left_behind(tiny, inputs):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.modules())
 
 
-def gradients(model: Sam3ForTraining, inputs: tuple[Tensor, ...], variant: str, counts: list[int]) -> dict[str, Tensor]:
+def gradients(model: TextDetector, inputs: tuple[Tensor, ...], variant: str, counts: list[int]) -> dict[str, Tensor]:
     torch.manual_seed(2)
     total = sum(counts)
     masks = torch.zeros(total, 56, 56, dtype=torch.bool)
@@ -91,7 +92,7 @@ def gradients(model: Sam3ForTraining, inputs: tuple[Tensor, ...], variant: str, 
 
 def test_activation_checkpointing_changes_no_gradient(tiny, inputs):
     plain = gradients(tiny, inputs, "sam3", [2, 0, 1])
-    checkpointed = Sam3ForTraining(tiny.sam3, one_to_many=True, activation_checkpointing=True)
+    checkpointed = TextDetector(tiny.sam3, one_to_many=True, activation_checkpointing=True)
     recomputed = gradients(checkpointed, inputs, "sam3", [2, 0, 1])
     assert plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
@@ -134,7 +135,7 @@ def test_decoder_with_both_halves_equals_metas_outputs_and_gradients():
         for name in ("vision_features", "text_features", "vision_pos_encoding")
     )
     mask = torch.from_numpy(golden["in__text_mask"]).bool()
-    wrapper = Sam3ForTraining(model, one_to_many=True, activation_checkpointing=True).train()
+    wrapper = TextDetector(model, one_to_many=True, activation_checkpointing=True).train()
     hidden, references, presence = wrapper._decode(vision, position, tuple(facts["spatial"]), text, mask)
     logits, boxes = wrapper._heads(hidden, references, text, mask)
     n = facts["num_queries"]
@@ -171,7 +172,7 @@ class TinyMeta:
         model = Sam3Model(Sam3Config(**json.loads((GOLDEN / "tiny_meta_config.json").read_text())))
         weights = {k[3:]: torch.from_numpy(self.golden[k]) for k in self.golden.files if k.startswith("w__")}
         model.load_state_dict(convert_meta_to_transformers(weights), strict=True)
-        self.model = Sam3ForTraining(model, one_to_many=True, activation_checkpointing=False)
+        self.model = TextDetector(model, one_to_many=True, activation_checkpointing=False)
 
     def run(self) -> DetectorOutput:
         names = ("pixel_values", "image_index", "input_ids", "attention_mask")

@@ -9,7 +9,9 @@ import torch
 from transformers import Sam3Config, Sam3Model
 
 from medsam3.model import load as model_module
-from medsam3.model.load import ConceptTokenizer, clip_tokenizer, freeze_unreached, load_sam3, processor
+from medsam3.model.freeze import freeze_unreached
+from medsam3.model.load import load_sam3, processor
+from medsam3.model.tokenizer import ConceptTokenizer, clip_tokenizer
 
 PHRASES = [
     "brain", "gray matter", "white matter", "liver tumour", "Retinal Blood Vessel", "polyp", "optic disc and cup",

@@ -164,7 +164,7 @@ def test_a_card_reads_as_written() -> None:
 
 
 def test_an_unknown_name_gets_an_answer() -> None:
-    with pytest.raises(ValueError, match=r"no data set card 'kvasir'; did you mean kvasir_seg"):
+    with pytest.raises(ValueError, match=r"no data set card 'kvasir'\. Did you mean 'kvasir_seg'"):
         load_card("kvasir")
 
 

@@ -1,0 +1,36 @@
+"""Writing in full or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from medsam3.files import new_file, new_folder, writable_folder, write_text
+
+
+@pytest.mark.parametrize("writer", [new_file, new_folder])
+def test_after_an_error_nothing_new_is_there_and_the_old_is_kept(writer, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir() if writer is new_folder else target.write_text("old")
+    with pytest.raises(OSError, match="disk full"), writer(target) as temporary:
+        (temporary / "part" if writer is new_folder else temporary).write_text("new")
+        raise OSError("disk full")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert target.read_text() == "old" if writer is new_file else not list(target.iterdir())
+
+
+def test_a_failed_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "table.md"
+    write_text(path, "old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_is_a_file_is_refused_with_its_key(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"output_dir=.*file/run: cannot write there .*; set output_root=<folder>"):
+        writable_folder(tmp_path / "file" / "run", "output_dir", "output_root")
+    assert os.listdir(writable_folder(tmp_path / "new", "output_dir", "output_root")) == []

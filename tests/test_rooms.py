@@ -1,0 +1,37 @@
+"""The one-way order of the rooms: each imports only what stands before it."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+GROUND = ("files", "messages", "config", "distributed", "command_line")
+DATA = ("registry", "layouts", "data", "preparation")
+NETWORK = ("checkpoints", "model", "prediction", "evaluation", "training", "benchmarks")
+BEFORE = {room: (*GROUND, *DATA[:i]) for i, room in enumerate(DATA)}
+BEFORE |= {room: (*GROUND, *DATA[:3], *NETWORK[:i]) for i, room in enumerate(NETWORK)}
+BEFORE |= {
+    "files": (),
+    "messages": (),
+    "distributed": ("messages",),
+    "config": ("messages",),
+    "command_line": ("config", "distributed", "messages"),
+    "checkpoints": (*GROUND, "registry"),
+}
+MODULES = sorted(path for path in (ROOT / "medsam3").rglob("*.py") if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_rooms_before_it(path):
+    room = path.relative_to(ROOT / "medsam3").parts[0].removesuffix(".py")
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):  # imports inside functions count too
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "medsam3":
+            within = node.module.split(".")[1:2]
+            modules += within or [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules += [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("medsam3.")]
+    assert set(modules) <= {room, *BEFORE[room]}
