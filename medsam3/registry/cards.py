@@ -124,7 +124,7 @@ def load_cards(folder: Path = MANIFESTS) -> list[DatasetCard]:
 
 
 def card_names(folder: Path = MANIFESTS) -> list[str]:
-    return sorted(path.stem for path in Path(folder).glob("*.yaml") if path.stem != "vocabulary")
+    return sorted(path.stem for path in Path(folder).glob("*.yaml") if path.stem not in ("vocabulary", "scenes"))
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,9 @@ class DatasetSpec:
     exclude: dict[str, str] = field(default_factory=dict)  # item id -> reason
     ignore_files: dict[str, str] = field(default_factory=dict)  # path -> reason; as if it were not there, but listed
     keep: str = "all"  # all | non_empty: items without any instance are left out when the set is prepared
+    # what its pictures show: a scene of data_manifests/scenes.yaml, or {regex on the item id: scene}, first fit
+    scene: str | dict[str, str] | None = None
+    partly_marked: tuple[str, ...] = ()  # concepts that are marked in places only: never asked as absent
     copies: str = "all"  # of items with the same pixels keep all | the first | none; the same
     hint: str | None = None  # what must be done beyond unpacking; said where no image is found
     options: dict[str, Any] = field(default_factory=dict)  # what this reader alone understands
@@ -79,6 +83,20 @@ class DatasetSpec:
         if self.exclusive is not None:
             return self.exclusive
         return tuple(concept for concept in self.concept_names if concept != self.concepts.get(UNION))
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """The scenes that its pictures show."""
+        return tuple(self.scene.values()) if isinstance(self.scene, dict) else (self.scene,) if self.scene else ()
+
+    def scene_of(self, item: str) -> str | None:
+        """The scene of an item. ValueError if no pattern of `scene` fits its id."""
+        if not isinstance(self.scene, dict):
+            return self.scene
+        for pattern, scene in self.scene.items():
+            if re.search(pattern, item):
+                return scene
+        raise ValueError(f"configs/dataset/{self.name}.yaml: scene: no pattern fits {item!r}: {', '.join(self.scene)}")
 
     @property
     def is_external(self) -> bool:
@@ -156,6 +174,8 @@ def _check(spec: DatasetSpec, path: Path) -> None:
         raise ValueError(f"{path}: concepts: empty; give {{value in the mask: name of the concept}}")
     for concept in spec.exclusive or ():
         one_of(f"{path}: exclusive", concept, spec.concept_names)
+    for concept in spec.partly_marked:
+        one_of(f"{path}: partly_marked", concept, spec.concept_names)
     if spec.min_area_px < 1:
         raise ValueError(f"{path}: min_area_px={spec.min_area_px}: must be 1 or more")
     if spec.min_area_px > 1 and spec.instances == "whole":
@@ -163,6 +183,10 @@ def _check(spec: DatasetSpec, path: Path) -> None:
     _check_patterns(spec, path)
     try:
         check_group(spec.group)
+        for pattern in spec.scene if isinstance(spec.scene, dict) else ():
+            re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{path}: scene: {error.pattern!r}: not a regular expression ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
