@@ -24,7 +24,8 @@ _ABSENT = object()
 class ModelConfig:
     checkpoint: str = MISSING  # hub id, folder, checkpoint file, or "tiny" (random weights)
     image_size: int = MISSING  # side of the square model input, px
-    activation_checkpointing: bool = MISSING
+    activation_checkpointing: str = MISSING  # none | vision | all: what the backward pass computes anew
+    compile: str = MISSING  # auto | none | vision | all: what torch.compile fuses; auto: vision on a GPU
     one_to_many_queries: bool = MISSING  # run the auxiliary one-to-many branch in training
 
 
@@ -234,6 +235,8 @@ class AuditConfig(RunConfig):
 LEGAL: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "loss.variant": ("paper", "sam3", "box_only"),
+    "model.activation_checkpointing": ("none", "vision", "all"),
+    "model.compile": ("auto", "none", "vision", "all"),
     "data.prompts": ("canonical", "paper"),
     "data.split.by": ("image", "group"),
     "wandb.mode": ("auto", "online", "offline", "off"),

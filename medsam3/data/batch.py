@@ -1,7 +1,7 @@
 """Packing samples into a batch: images once, queries flat over all images.
 
-Shapes: I images, Q queries (image-concept pairs), T target instances, S image side (px), C text length (tokens), h x w
-target mask.
+Shapes: I images, Q queries (image-concept pairs), T distinct phrases of C tokens, N target instances, S image side
+(px), h x w target mask.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-Tokenizer = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # texts -> input_ids [Q, C], attention_mask [Q, C]
+Tokenizer = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # texts -> input_ids [T, C], attention_mask [T, C]
 
 
 @dataclass
@@ -36,9 +36,13 @@ class Targets:
     """Ground truth of Q queries; the instances of all queries lie one behind the other."""
 
     counts: Tensor  # [Q] int64, instances per query
-    boxes: Tensor  # [T, 4] cxcywh in 0..1
-    masks: Tensor  # [T, h, w] bool
+    boxes: Tensor  # [N, 4] cxcywh in 0..1
+    masks: Tensor  # [N, h, w] bool
     sample_ids: list[str] = field(default_factory=list)  # [Q]
+
+    def pin_memory(self) -> Targets:
+        """In memory that the device reads while the host goes on; the data loader looks for this method."""
+        return Targets(self.counts.pin_memory(), self.boxes.pin_memory(), self.masks.pin_memory(), self.sample_ids)
 
     def to(self, device: torch.device) -> Targets:
         return Targets(
@@ -53,24 +57,34 @@ class Targets:
 class Batch:
     pixel_values: Tensor  # [I, 3, S, S]
     image_index: Tensor  # [Q] int64, the image of each query
-    input_ids: Tensor  # [Q, C] int64
-    attention_mask: Tensor  # [Q, C] int64, 1 = valid
+    input_ids: Tensor  # [T, C] int64, distinct phrases
+    attention_mask: Tensor  # [T, C] int64, 1 = valid
+    text_index: Tensor  # [Q] int64, the phrase of each query
     targets: Targets
 
+    def pin_memory(self) -> Batch:
+        """See `Targets.pin_memory`."""
+        return self._with([tensor.pin_memory() for tensor in self.inputs], self.targets.pin_memory())
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.pixel_values.to(device, non_blocking=True),
-            self.image_index.to(device, non_blocking=True),
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.targets.to(device),
-        )
+        return self._with([tensor.to(device, non_blocking=True) for tensor in self.inputs], self.targets.to(device))
+
+    @staticmethod
+    def _with(inputs: list[Tensor], targets: Targets) -> Batch:
+        pixel_values, image_index, input_ids, attention_mask, text_index = inputs
+        return Batch(pixel_values, image_index, input_ids, attention_mask, text_index, targets)
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The arguments of the detector."""
+        return self.pixel_values, self.image_index, self.input_ids, self.attention_mask, self.text_index
 
 
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
     """Stack the images and lay the queries of all samples one behind the other; an image may have no query."""
     queries = [query for sample in samples for query in sample.queries]
-    input_ids, attention_mask = tokenizer([query.text for query in queries])
+    texts = {text: i for i, text in enumerate(dict.fromkeys(query.text for query in queries))}
+    input_ids, attention_mask = tokenizer(list(texts))
     targets = Targets(
         counts=torch.tensor([len(query.boxes) for query in queries], dtype=torch.int64),
         boxes=torch.cat([query.boxes for query in queries]),
@@ -82,5 +96,6 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
         image_index=torch.tensor([i for i, sample in enumerate(samples) for _ in sample.queries], dtype=torch.int64),
         input_ids=input_ids,
         attention_mask=attention_mask,
+        text_index=torch.tensor([texts[query.text] for query in queries], dtype=torch.int64),
         targets=targets,
     )

@@ -202,7 +202,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             refuse_training_rows(config.checkpoint, corpus, parts)
         torch.manual_seed(config.seed)  # the weights of `tiny`
         loaded = load_sam3(config.checkpoint, config.image_size)
-        detector = TextDetector(loaded.model, one_to_many=False, activation_checkpointing=False).to(device)
+        detector = TextDetector(loaded.model).to(device)
         say = print if distributed.is_main() else lambda *_: None
         say(f"model    {loaded.report}")
         say(f"data     {corpus.describe()}")

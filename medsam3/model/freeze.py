@@ -5,13 +5,17 @@ from __future__ import annotations
 from transformers import Sam3Model
 
 # Text prompts never reach these tensors, in Meta's code as in transformers': the coarsest level of the neck, the text
-# encoder's own projection, and the last stage of the pixel decoder.
+# encoder's own projection, the last stage of the pixel decoder, and what the geometry encoder has for boxes (in Meta's
+# training the gradient of that is zero, and it has no weight decay here).
 UNUSED = (
     "vision_encoder.neck.fpn_layers.3.proj1.",
     "vision_encoder.neck.fpn_layers.3.proj2.",
     "text_encoder.text_projection.",
     "mask_decoder.pixel_decoder.conv_layers.2.",
     "mask_decoder.pixel_decoder.norms.2.",
+    "geometry_encoder.boxes_",
+    "geometry_encoder.label_embed.",
+    "geometry_encoder.vision_layer_norm.",
 )
 # What a loss variant leaves without gradient besides.
 UNREACHED = {

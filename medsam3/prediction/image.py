@@ -86,12 +86,12 @@ class ImagePredictor:
             for start in range(0, len(prompts), self.config.queries_per_pass):
                 input_ids, attention_mask = self.tokenizer(prompts[start : start + self.config.queries_per_pass])
                 image_index = torch.zeros(len(input_ids), dtype=torch.long, device=self.device)
-                output = self.detector.detect(
-                    features, image_index, input_ids.to(self.device), attention_mask.to(self.device)
-                )
+                texts = self.detector.encode_texts(input_ids.to(self.device), attention_mask.to(self.device))
+                output = self.detector.detect(features, image_index, texts)
                 best, index = output.one_to_one.logits[-1].float().max(dim=1)
                 scores.append(best.sigmoid() * output.presence[-1].float().sigmoid())
-                logits.append(output.one_to_one.masks[torch.arange(len(index), device=self.device), index].float())
+                each = torch.arange(len(index), device=self.device)
+                logits.append(output.one_to_one.masks_of(each, index, [1] * len(index)).float())
         self.detector.train(was_training)
         return torch.cat(scores).cpu(), torch.cat(logits)
 

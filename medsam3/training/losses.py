@@ -29,6 +29,8 @@ from medsam3.model.detector import BranchOutput, DetectorOutput
 from medsam3.training.geometry import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 from medsam3.training.matching import HungarianMatcher, Matches, OneToManyMatcher, match, query_of_target
 
+# Heads of the mask decoder that each variant's loss reaches.
+HEADS = {"box_only": (), "paper": ("semantic",), "sam3": ("semantic", "instances")}
 # Masks are compared at the size of the targets, in parts of at most so many pixels: 64 MiB per float32 tensor.
 _PIXELS_AT_ONCE = 2**24
 # Least label of a matched prediction (Meta's code; not in the paper).
@@ -102,6 +104,7 @@ class SetPredictionLoss:
                 total = total + weight * (cfg.mask.focal_weight * focal + cfg.mask.dice_weight * dice)
                 terms |= {f"mask_focal{suffix}": focal, f"mask_dice{suffix}": dice}
         if cfg.variant != "box_only":
+            assert output.semantic is not None
             semantic, semantic_terms = self._semantic(output.semantic, semantic_presence, targets, matching.counts)
             total = total + semantic
             terms |= semantic_terms
@@ -113,7 +116,7 @@ class SetPredictionLoss:
         self, branch: BranchOutput, matches: Matches, targets: Targets, normaliser: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Focal and dice loss of the matched masks of the final layer, each summed over matches / normaliser."""
-        logits = branch.masks[matches.batch, matches.source]
+        logits = branch.masks_of(matches.batch, matches.source, matches.per_query)
         cfg = self.config.mask
         focal, dice = _mask_losses(logits, targets.masks, matches.target, cfg.alpha, cfg.gamma)
         return focal.sum() / normaliser, dice.sum() / normaliser

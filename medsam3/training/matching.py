@@ -35,11 +35,12 @@ class Matches:
     source: Tensor  # [M] int64, the prediction 0..P-1
     target: Tensor  # [M] int64, the packed target 0..T-1
     per_layer: list[int]  # matches of each layer; adds up to M
+    per_query: list[int]  # [Q] matches of each query in the final layer
 
     def of_final_layer(self) -> Matches:
         start = len(self.layer) - self.per_layer[-1]
         fields = (self.layer[start:], self.batch[start:], self.source[start:], self.target[start:])
-        return Matches(*fields, per_layer=self.per_layer[-1:])
+        return Matches(*fields, per_layer=self.per_layer[-1:], per_query=self.per_query)
 
 
 @dataclass
@@ -151,7 +152,8 @@ def match(
         own_from = 0 if one_to_many.config.on_auxiliary_layers else layers - 1
         logits = torch.cat([logits, second.logits[:own_from]])
         boxes = torch.cat([boxes, second.boxes[:own_from]])
-    values = [hungarian.cost(logits, boxes, targets)]
+    # One layer at a time: expanded to every target, all layers at once would not stay in a processor's cache.
+    values = [hungarian.cost(logits[k : k + 1], boxes[k : k + 1], targets) for k in range(len(logits))]
     if second is not None:
         values.append(one_to_many.margin(second.logits[own_from:], second.boxes[own_from:], targets))
     values_host, counts = _copy_to_host(torch.cat(values), targets)
@@ -197,4 +199,5 @@ def _packed(pairs: list[list[Pairs]], counts: list[int], device: torch.device) -
     per_layer = [sum(len(source) for source, _ in per_query) for per_query in pairs]
     index = torch.from_numpy(np.concatenate(columns, axis=1)).to(device, non_blocking=True)
     layer, batch, source, target = index.unbind()
-    return Matches(layer, batch, source, target, per_layer)
+    per_query = [len(source) for source, _ in pairs[-1]]
+    return Matches(layer, batch, source, target, per_layer, per_query)

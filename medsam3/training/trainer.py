@@ -36,7 +36,7 @@ from medsam3.model.freeze import freeze_unreached
 from medsam3.model.load import LoadedModel, load_sam3
 from medsam3.prediction.image import ImagePredictor
 from medsam3.training.log import RunLog, write_run_facts
-from medsam3.training.losses import SetPredictionLoss, ensure_finite
+from medsam3.training.losses import HEADS, SetPredictionLoss, ensure_finite
 from medsam3.training.meter import StepMeter
 from medsam3.training.optim import build_optimizer, set_learning_rates
 from medsam3.training.record import write_best
@@ -94,8 +94,13 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
     freeze_unreached(loaded.model, config.loss.variant)
-    detector = TextDetector(loaded.model, config.model.one_to_many_queries, config.model.activation_checkpointing)
-    detector.to(device)
+    detector = TextDetector(
+        loaded.model,
+        config.model.one_to_many_queries,
+        config.model.activation_checkpointing,
+        HEADS[config.loss.variant],
+    ).to(device)
+    detector.compile_parts(config.model.compile, device)
     optimizer = build_optimizer(loaded.model, config.optim)
     loader = _training_loader(config, corpus, loaded)
     steps_per_epoch = math.ceil(len(loader) / config.trainer.accumulation_steps)
@@ -209,7 +214,7 @@ def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
         last = i == len(batches) - 1
         with _gradient_exchange(run.network, last):
             with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
-                output = run.network(batch.pixel_values, batch.image_index, batch.input_ids, batch.attention_mask)
+                output = run.network(*batch.inputs)
             result = run.criterion(output, batch.targets)
             ensure_finite(result, batch.targets.sample_ids)
             (result.total / len(batches)).backward()

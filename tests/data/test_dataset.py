@@ -251,7 +251,8 @@ def test_a_batch_packs_queries_over_images(corpus):
     texts = [query.text for sample in samples for query in sample.queries]
     assert batch.pixel_values.shape == (4, 3, SIZE, SIZE) and batch.pixel_values.is_contiguous()
     assert batch.image_index.tolist() == [i for i, sample in enumerate(samples) for _ in sample.queries]
-    assert batch.input_ids[:, 0].tolist() == [len(text) for text in texts]
+    assert batch.input_ids[:, 0].tolist() == [len(text) for text in dict.fromkeys(texts)]  # each phrase once
+    assert batch.input_ids[batch.text_index, 0].tolist() == [len(text) for text in texts]
     counts = batch.targets.counts.tolist()
     assert 0 in counts and sum(counts) == len(batch.targets.boxes) == len(batch.targets.masks)
     assert len(batch.targets.sample_ids) == len(texts) == len(counts)

@@ -17,7 +17,7 @@ from medsam3.model.detector import DetectorOutput, TextDetector
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.load import load_sam3
 from medsam3.training.losses import SetPredictionLoss
-from tests.training.test_losses import VARIANTS, loss_config
+from tests.training.test_losses import VARIANTS, NoWaiting, loss_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -31,7 +31,7 @@ def largest_difference(ours: Tensor, reference: np.ndarray | Tensor) -> float:
 @pytest.fixture
 def tiny() -> TextDetector:
     torch.manual_seed(0)
-    return TextDetector(load_sam3("tiny", 56).model, one_to_many=True, activation_checkpointing=False)
+    return TextDetector(load_sam3("tiny", 56).model, one_to_many=True)
 
 
 @pytest.fixture
@@ -69,6 +69,70 @@ def test_the_vision_encoder_sees_each_image_once_however_many_queries(tiny, inpu
     assert batch_sizes == [2]
 
 
+def test_the_forward_pass_never_waits_for_the_device(tiny, inputs):
+    with NoWaiting() as watch:
+        tiny.train()(*inputs)
+    assert watch.operators > 1000
+
+
+def test_a_phrase_of_several_queries_is_encoded_once(tiny, inputs):
+    pixels, _, ids, mask = inputs
+    phrases = []
+    tiny.sam3.text_encoder.register_forward_hook(
+        lambda _, __, kwargs, ___: phrases.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    tiny.eval()
+    with torch.no_grad():
+        once = tiny(pixels, torch.tensor([0, 1]), ids[:1], mask[:1], torch.tensor([0, 0]))
+        each = tiny(pixels, torch.tensor([0, 1]), ids[[0, 0]], mask[[0, 0]])
+    assert phrases == [1, 2]
+    assert largest_difference(once.one_to_one.masks, each.one_to_one.masks) < 1e-6
+
+
+def test_one_image_is_not_copied_for_its_queries(tiny, inputs):
+    pixels, _, ids, mask = inputs
+    tiny.eval()
+    with torch.no_grad():
+        features = tiny.encode_images(pixels[1:])
+        assert features.of(torch.tensor([0, 0, 0])).levels[0].stride(0) == 0
+        alone = tiny(pixels[1:], torch.tensor([0, 0]), ids[1:], mask[1:])
+        among = tiny(*inputs)
+    assert largest_difference(alone.one_to_one.masks, among.one_to_one.masks[1:]) < 1e-5
+
+
+def test_masks_of_some_predictions_are_those_of_all(tiny, inputs):
+    tiny.eval()
+    with torch.no_grad():
+        branch = tiny(*inputs).one_to_one
+        query, prediction = torch.tensor([0, 0, 2]), torch.tensor([3, 1, 0])
+        chosen = branch.masks_of(query, prediction, [2, 0, 1])
+    assert largest_difference(chosen, branch.masks[query, prediction]) < 1e-5
+
+
+def test_heads_that_no_loss_reaches_are_not_computed_in_training(tiny, inputs):
+    with torch.no_grad():
+        every = tiny.train()(*inputs)
+        semantic = TextDetector(tiny.sam3, heads=("semantic",)).train()(*inputs)
+        none = TextDetector(tiny.sam3, heads=()).train()
+        assert none(*inputs).semantic is None
+        assert none.eval()(*inputs).one_to_one.masks.shape[1] == 20
+    assert semantic.one_to_one.mask_embeddings is None
+    assert torch.equal(semantic.semantic, every.semantic)
+
+
+@pytest.mark.parametrize("parts, layers", [("none", 0), ("auto", 0), ("vision", 4), ("all", 9)])
+def test_compiled_parts_compute_the_same(tiny, inputs, parts, layers, monkeypatch):
+    compiled = []
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: (compiled.append(m), original(m, backend="eager")))
+    plain = gradients(tiny, inputs, "sam3", [2, 0, 1])
+    tiny.compile_parts(parts, torch.device("cpu"))
+    assert len(compiled) == layers
+    if layers == 4:
+        fused = gradients(tiny, inputs, "sam3", [2, 0, 1])
+        assert all(torch.equal(plain[name], fused[name]) for name in plain)
+
+
 def test_the_wrapper_adds_no_parameter_and_no_buffer(tiny):
     assert {name.removeprefix("sam3.") for name in tiny.state_dict()} == set(tiny.sam3.state_dict())
 
@@ -92,7 +156,7 @@ def gradients(model: TextDetector, inputs: tuple[Tensor, ...], variant: str, cou
 
 def test_activation_checkpointing_changes_no_gradient(tiny, inputs):
     plain = gradients(tiny, inputs, "sam3", [2, 0, 1])
-    checkpointed = TextDetector(tiny.sam3, one_to_many=True, activation_checkpointing=True)
+    checkpointed = TextDetector(tiny.sam3, one_to_many=True, activation_checkpointing="all")
     recomputed = gradients(checkpointed, inputs, "sam3", [2, 0, 1])
     assert plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
@@ -135,8 +199,8 @@ def test_decoder_with_both_halves_equals_metas_outputs_and_gradients():
         for name in ("vision_features", "text_features", "vision_pos_encoding")
     )
     mask = torch.from_numpy(golden["in__text_mask"]).bool()
-    wrapper = TextDetector(model, one_to_many=True, activation_checkpointing=True).train()
-    hidden, references, presence = wrapper._decode(vision, position, tuple(facts["spatial"]), text, mask)
+    wrapper = TextDetector(model, one_to_many=True, activation_checkpointing="all").train()
+    hidden, references, presence = wrapper._decode(vision, position, tuple(facts["spatial"]), text, mask[:, None, None])
     logits, boxes = wrapper._heads(hidden, references, text, mask)
     n = facts["num_queries"]
     outputs = {
@@ -172,7 +236,7 @@ class TinyMeta:
         model = Sam3Model(Sam3Config(**json.loads((GOLDEN / "tiny_meta_config.json").read_text())))
         weights = {k[3:]: torch.from_numpy(self.golden[k]) for k in self.golden.files if k.startswith("w__")}
         model.load_state_dict(convert_meta_to_transformers(weights), strict=True)
-        self.model = TextDetector(model, one_to_many=True, activation_checkpointing=False)
+        self.model = TextDetector(model, one_to_many=True)
 
     def run(self) -> DetectorOutput:
         names = ("pixel_values", "image_index", "input_ids", "attention_mask")

@@ -97,11 +97,13 @@ def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id():
         load_sam3("runs/a/best", 56)
 
 
-def test_nine_tensors_of_the_full_model_are_frozen():
+def test_what_text_prompts_never_reach_is_frozen_in_the_full_model():
     with torch.device("meta"):
         model = Sam3Model(Sam3Config())
     freeze_unreached(model, "sam3")
     frozen = [p for p in model.parameters() if not p.requires_grad]
     neck, conv, projection = 1024 * 256 + 256, 256 * 256 * 9 + 256, 1024 * 512
-    assert len(frozen) == 9
-    assert sum(p.numel() for p in frozen) == neck + conv + projection + conv + 2 * 256
+    boxes = (4 * 256 + 256) + (258 * 256 + 256) + (256 * 256 * 49 + 256)  # directly, by position, by the pixels within
+    labels, norm = 2 * 256, 2 * 256
+    assert len(frozen) == 9 + 9  # the nine that Meta's training leaves without gradient, and those of box prompts
+    assert sum(p.numel() for p in frozen) == neck + conv + projection + conv + 2 * 256 + boxes + labels + norm

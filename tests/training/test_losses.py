@@ -89,6 +89,11 @@ class GoldenCase:
         return config
 
 
+def as_products(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings [Q, P, P] and pixels [Q, P, h, w] whose products are exactly these [Q, P, h, w] masks."""
+    return torch.eye(masks.shape[1], dtype=masks.dtype).expand(len(masks), -1, -1), masks
+
+
 def load_case(name: str) -> GoldenCase:
     with np.load(GOLDEN / f"{name}.npz") as file:
         reference = dict(file)
@@ -103,7 +108,8 @@ def load_case(name: str) -> GoldenCase:
         masks = inputs.get(f"pred_masks{suffix}")
         if masks is None:  # the reference run had no masks in this half
             masks = torch.zeros(facts["B"], facts["N"], facts["h"], facts["w"])
-        return BranchOutput(inputs[f"pred_logits{suffix}"][..., 0], inputs[f"pred_boxes{suffix}"], masks)
+        logits, boxes = inputs[f"pred_logits{suffix}"][..., 0], inputs[f"pred_boxes{suffix}"]
+        return BranchOutput(logits, boxes, *as_products(masks))
 
     semantic = inputs.get("semantic_seg", torch.zeros(facts["B"], 1, facts["h"], facts["w"]))
     output = DetectorOutput(
@@ -148,7 +154,7 @@ def random_batch(counts: list[int], layers: int = 2, predictions: int = 8, seed:
 
 def output_of(tensors: dict[str, Tensor]) -> DetectorOutput:
     halves = [
-        BranchOutput(tensors[f"{half}.logits"], tensors[f"{half}.boxes"], tensors[f"{half}.masks"])
+        BranchOutput(tensors[f"{half}.logits"], tensors[f"{half}.boxes"], *as_products(tensors[f"{half}.masks"]))
         for half in ("one_to_one", "one_to_many")
     ]
     return DetectorOutput(halves[0], tensors["presence"], tensors["semantic"], halves[1])
@@ -230,13 +236,13 @@ def test_the_loss_waits_for_the_device_once(counts: list[int], monkeypatch: pyte
     copies = []
     original = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
-    with _NoWaiting() as watch:
+    with NoWaiting() as watch:
         SetPredictionLoss(loss_config("sam3"))(output, targets).total.backward()
     assert watch.operators > 100
     assert len(copies) == 1
 
 
-class _NoWaiting(TorchDispatchMode):
+class NoWaiting(TorchDispatchMode):
     """Fails at operators whose result's value or shape the host would have to wait for."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal", "is_nonzero")
@@ -259,7 +265,7 @@ class _NoWaiting(TorchDispatchMode):
 
 def test_only_matched_masks_are_brought_to_the_size_of_the_targets() -> None:
     _, output, targets = random_batch([1, 2], predictions=50)
-    with _NoWaiting() as watch:
+    with NoWaiting() as watch:
         SetPredictionLoss(loss_config("sam3"))(output, targets)
     assert watch.largest < 50 * 12 * 12  # less than one query's predictions would take
 
