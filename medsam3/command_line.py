@@ -20,6 +20,11 @@ from medsam3 import config
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 T = TypeVar("T")
+REMOVED = {  # words of the command line that other ones stand for
+    "dataset": "the key is datasets=; in evaluate.py split=",
+    "data.datasets": "the key is datasets=",
+    "audit": "it is a script: python scripts/audit_data.py",
+}
 
 
 def run_script(config_name: str, schema: type[T], job: Callable[[T], Any]) -> None:
@@ -36,6 +41,7 @@ def run_script(config_name: str, schema: type[T], job: Callable[[T], Any]) -> No
         composed.append(configuration)  # the job runs later: Hydra would add a line of its own to every error
 
     try:
+        _refuse_removed(sys.argv[1:])
         compose()
         for configuration in composed:
             job(config.typed(configuration, schema))
@@ -47,6 +53,13 @@ def run_script(config_name: str, schema: type[T], job: Callable[[T], Any]) -> No
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_removed(arguments: list[str]) -> None:
+    for argument in arguments:
+        word = argument.lstrip("+~").partition("=")[0]
+        if word in REMOVED:
+            raise ValueError(f"{argument}: {REMOVED[word]}")
 
 
 def explain(error: BaseException) -> str:
@@ -64,6 +77,8 @@ def explain(error: BaseException) -> str:
     legal = [f.name for f in dataclasses.fields(owner)]
     close = difflib.get_close_matches(found.group(1), legal, 1)
     hint = f" Did you mean {close[0]}?" if close else ""
+    if full_key and full_key.group(1) in REMOVED:
+        hint = f" Today {REMOVED[full_key.group(1)]}."
     where = f" ({text.splitlines()[0].split(':')[0]})" if text.startswith("In '") else ""
     return (
         f"unknown key {full_key.group(1) if full_key else found.group(1)}{where}.{hint} Legal here: {', '.join(legal)}"

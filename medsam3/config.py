@@ -146,7 +146,6 @@ class DataConfig:
 
 @dataclass
 class TrainDataConfig(DataConfig):
-    datasets: Any = MISSING  # a name, a list of names, or train: every set that the paper trains on
     absent_concepts: int = MISSING  # prompts per training image that name something not in it
     max_queries: int = MISSING  # prompts per training image, at most
     weights: Any = MISSING  # size | sqrt | uniform | {name: weight}
@@ -195,6 +194,7 @@ class RunConfig:
 
 @dataclass
 class TrainConfig(RunConfig):
+    datasets: Any = MISSING  # a name or a use (train: the 33 sets of the paper), or a list of them
     model: ModelConfig = field(default_factory=ModelConfig)
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -218,7 +218,7 @@ class EvaluateConfig(RunConfig):
 
 @dataclass
 class PrepareConfig(RunConfig):
-    datasets: Any = MISSING  # a name, a list of names, or a use (train | internal | external): all sets of it
+    datasets: Any = MISSING  # a name or a use (train | internal | external: the paper's sets), or a list of them
     skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
     workers: int = MISSING  # processes that check files
     data: DataConfig = field(default_factory=DataConfig)
@@ -226,7 +226,7 @@ class PrepareConfig(RunConfig):
 
 @dataclass
 class AuditConfig(RunConfig):
-    datasets: Any = MISSING  # prepared (all that have a split file), a name, a list of names, or a use
+    datasets: Any = MISSING  # prepared (all that have a split file), or as above
     max_distance: int = MISSING  # bits of 256 in which near-duplicates may differ
     workers: int = MISSING  # processes that read images
     data: DataConfig = field(default_factory=DataConfig)

@@ -6,7 +6,7 @@ out=runs/quickstart
 export OMP_NUM_THREADS=1
 
 echo "1/4  prepare: the MNI152 template that the nilearn wheel ships"
-python scripts/prepare_data.py dataset=mni152
+python scripts/prepare_data.py datasets=mni152
 
 echo "2/4  evaluate the untrained model"
 python scripts/evaluate.py name=quickstart/untrained split=[mni152] checkpoint=tiny seed=0 image_size=168

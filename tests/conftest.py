@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from medsam3.config import DataConfig, SplitConfig
+from medsam3.config import DataConfig, PrepareConfig, SplitConfig
 from medsam3.layouts.instances import Instances
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import check_reader, open_reader
@@ -118,6 +118,22 @@ def small_set(tmp_path, make_spec) -> tuple[DatasetSpec, DataConfig]:
         save_picture(tmp_path / "data/small/images" / name, picture)
         save_picture(tmp_path / "data/small/masks" / name, mask)
     return make_spec(group=r"^(p\d+)_"), data_config(tmp_path)
+
+
+def prepare_config(
+    data: DataConfig, datasets: Any = "small", skip_broken: bool = False, workers: int = 0
+) -> PrepareConfig:
+    return PrepareConfig(
+        name="prepare",
+        output_root="",
+        output_dir="",
+        device="cpu",
+        seed=0,
+        datasets=datasets,
+        skip_broken=skip_broken,
+        workers=workers,
+        data=data,
+    )
 
 
 def data_config(tmp_path: Path, root: Path | None = None, by: str = "image") -> DataConfig:

@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from medsam3.config import PrepareConfig
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import open_reader
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.spec import SPEC_FOLDER, load_spec
-from tests.conftest import data_config
+from tests.conftest import data_config, prepare_config
 
 SIZE = (96, 128)
 
@@ -29,7 +28,7 @@ def shipped(name: str, data_root: Path, tmp_path: Path) -> Reader:
 def prepared(name: str, data_root: Path, tmp_path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
     """What preparing a shipped data set writes: instances by item and concept; exclusions by item."""
     data = data_config(tmp_path, data_root)
-    prepare(PrepareConfig("prepare", "", "", "cpu", 0, name, False, 0, data))
+    prepare(prepare_config(data, name))
     found: dict[str, dict[str, int]] = {}
     with (Path(data.splits) / f"{name}.csv").open() as file:
         for row in csv.DictReader(file):

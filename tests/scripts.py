@@ -13,7 +13,7 @@ SMALL = [
     "model=tiny",
     "model.checkpoint=tiny",
     "model.image_size=56",
-    "data.datasets=mni152",
+    "datasets=mni152",
     "data.workers=0",
     "evaluation.images=2",
     "evaluation.workers=0",
@@ -38,7 +38,7 @@ def run_script(
 def prepare_template(folder: Path) -> list[str]:
     """Prepare the MNI152 template; returns the overrides that find its split file and cache."""
     data = [f"data.splits={folder}/splits", f"data.cache={folder}/cache"]
-    run_script("prepare_data.py", "dataset=mni152", *data, cwd=folder)
+    run_script("prepare_data.py", "datasets=mni152", *data, cwd=folder)
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from medsam3.command_line import explain
-from medsam3.config import EvaluateConfig, TrainConfig, differing_keys, register_schemas, typed
+from medsam3.command_line import explain, run_script
+from medsam3.config import EvaluateConfig, PrepareConfig, TrainConfig, differing_keys, register_schemas, typed
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -51,7 +52,7 @@ def test_full_finetune_has_every_number_of_section_4():
     assert config.optim.betas == [0.9, 0.999] and config.optim.layer_decay == 0.85
     assert config.trainer.epochs == 10 and config.model.image_size == 1008
     assert (config.data.split.train_fraction, config.data.split.seed, config.data.split.by) == (0.85, 42, "image")
-    assert config.model.checkpoint == "facebook/sam3" and config.data.datasets == "train"
+    assert config.model.checkpoint == "facebook/sam3" and config.datasets == "train"
 
 
 def test_recommended_supervises_masks_asks_for_absent_concepts_and_keeps_patients_together():
@@ -91,6 +92,31 @@ def test_a_wrong_setting_is_named_with_the_legal_values(override, expected):
 
 def test_absent_prompts_that_leave_no_room_for_present_ones_are_refused():
     assert "data.max_queries=2" in error_of("data.absent_concepts=2", "data.max_queries=2")
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [("dataset=drive", "datasets="), ("data.datasets=drive", "datasets="), ("audit", "python scripts/audit_data.py")],
+)
+def test_a_word_of_an_earlier_version_is_answered_with_todays(argument, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", argument])
+    with pytest.raises(SystemExit, match="2"):
+        run_script("prepare_data", PrepareConfig, None)
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {argument}: ") and expected in message
+
+
+def test_paths_of_this_machine_come_from_a_local_file_and_the_command_line_comes_after(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("local.yaml"))
+    (tmp_path / "configs/local.yaml").write_text("data: {root: /my/data}\noutput_root: /my/runs\n")
+    for name in ("train", "evaluate", "prepare_data", "audit"):
+        with initialize_config_dir(str(tmp_path / "configs"), version_base="1.3"):
+            config = compose(name, ["output_root=/other", "data.cache=c"])
+        assert (config.data.root, config.output_root, config.data.cache) == ("/my/data", "/other", "c")
+    (tmp_path / "configs/local.yaml").write_text("data: {rot: /my/data}\n")
+    with initialize_config_dir(str(tmp_path / "configs"), version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose("train")
+    assert explain(caught.value).startswith("unknown key data.rot (In 'dataset/../local'). Did you mean root?")
 
 
 def test_differing_keys_name_the_leaf_and_both_values():

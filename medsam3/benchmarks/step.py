@@ -45,7 +45,7 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     corpus = small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
     checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))
     own = [f"model={model}", f"model.checkpoint={checkpoint}", f"model.image_size={image_size}"]
-    own += ["data.datasets=mni152", "data.workers=0", f"output_root={folder}/runs", "wandb.mode=off"]
+    own += ["datasets=mni152", "data.workers=0", f"output_root={folder}/runs", "wandb.mode=off"]
     register_schemas()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = typed(compose("train", [*own, *overrides]), TrainConfig)

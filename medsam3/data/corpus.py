@@ -13,7 +13,7 @@ from medsam3.data.manifest import ImageRows, Manifest, split_file
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import open_reader
 from medsam3.messages import listed
-from medsam3.registry.spec import SPEC_FOLDER, DatasetSpec, load_specs
+from medsam3.registry.spec import PAPER, SPEC_FOLDER, DatasetSpec, load_specs
 from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
 
@@ -65,14 +65,19 @@ class Corpus:
                     other = ", or set data.split.by=image" if self.split_by == "group" else ""
                     raise ValueError(
                         f"{name}: no image with a mask in part {part!r} of {self.split_file(name)} (parts by "
-                        f"{self.split_by}): leave it out of data.datasets{other}"
+                        f"{self.split_by}): leave it out of datasets{other}"
                     )
 
     def describe(self) -> str:
-        """One line: data sets, images, and how they are split."""
+        """One line: how many data sets are the paper's and how many not, images, and how they are split."""
         parts = {part: len(self.manifest.select(part)) for part in ("train", "val", "external")}
         numbers = ", ".join(f"{count} {part}" for part, count in parts.items() if count)
-        return f"{listed(self.specs, 8)}: {numbers} images (parts by {self.split_by})"
+        named: dict[str, list[str]] = {}
+        for name, spec in self.specs.items():
+            kind = "of the paper" if name in PAPER else "example" if "example" in spec.used_for else "of yours"
+            named.setdefault(kind, []).append(name)
+        sets = " + ".join(f"{len(names)} {kind} ({listed(names, 8)})" for kind, names in named.items())
+        return f"{sets}: {numbers} images (parts by {self.split_by})"
 
 
 def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDER,)) -> Corpus:
@@ -92,7 +97,7 @@ def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterabl
     readers = {name: open_reader(spec, Path(config.root), Path(config.cache)) for name, spec in specs.items()}
     for table in manifest.splits:
         name = table.path.stem
-        again = f"run python scripts/prepare_data.py dataset={name} again"
+        again = f"run python scripts/prepare_data.py datasets={name} again"
         unknown = sorted(set(table.concepts) - set(specs[name].concept_names))
         if unknown:
             raise ValueError(

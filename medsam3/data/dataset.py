@@ -71,7 +71,7 @@ class QueryDataset(Dataset[Sample]):
             if bool(len(instances)) != (concept in present):
                 raise ValueError(
                     f"{sample_id}: the masks have changed since {self.corpus.split_file(rows.dataset)} was written; "
-                    f"run python scripts/prepare_data.py dataset={rows.dataset} again"
+                    f"run python scripts/prepare_data.py datasets={rows.dataset} again"
                 )
             queries.append(to_query(sample_id, self.corpus.prompt(owner, concept), instances, self.image_size))
         return Sample(image_to_tensor(image, self.image_size), queries)

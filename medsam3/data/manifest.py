@@ -96,7 +96,7 @@ class SplitTable:
         """
         if not path.is_file():
             raise ValueError(
-                f"{path}: no split file; run python scripts/prepare_data.py dataset={path.stem} "
+                f"{path}: no split file; run python scripts/prepare_data.py datasets={path.stem} "
                 f"data.splits={path.parent}"
             )
         digest = split_hash(path)
@@ -186,7 +186,7 @@ class Manifest:
                 raise ValueError(
                     f"{split.path} was made with data.split.train_fraction={split.train_fraction} and "
                     f"data.split.seed={split.seed}, not {train_fraction} and {seed}: use these, or run python "
-                    f"scripts/prepare_data.py dataset={split.path.stem} again"
+                    f"scripts/prepare_data.py datasets={split.path.stem} again"
                 )
         return cls(splits, by, [np.arange(len(split.items), dtype=np.int32) for split in splits])
 

@@ -207,7 +207,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         say(f"model    {loaded.report}")
         say(f"data     {corpus.describe()}")
         for name in missing:
-            say(f"missing  {name}: not prepared, left out (python scripts/prepare_data.py dataset={name})")
+            say(f"missing  {name}: not prepared, left out (python scripts/prepare_data.py datasets={name})")
         predictor = ImagePredictor(detector, loaded.tokenizer, config.image_size, config.evaluation, config.bf16)
         evaluation = run_evaluation(predictor, corpus, parts, config.evaluation)
         if distributed.is_main():
@@ -245,7 +245,7 @@ def _parts_of_split(config: EvaluateConfig) -> tuple[dict[str, str], list[str]]:
     if not prepared:
         raise ValueError(
             f"split={config.split}: none of its data sets is prepared in data.splits={config.data.splits}; "
-            f"run python scripts/prepare_data.py dataset={named[0]}"
+            f"run python scripts/prepare_data.py datasets={named[0]}"
         )
     parts = {}
     for name in specs:

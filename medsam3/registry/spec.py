@@ -19,6 +19,16 @@ USES = ("train", "internal", "external", "example")
 INSTANCES = ("whole", "components", "labels", "files")
 KEEP = ("all", "non_empty")
 COPIES = ("all", "first", "none")
+# The 33 training sets and the 7 external sets of the paper. `train`, `internal` and `external` mean these alone: what
+# somebody adds with the same use is named beside them ([train, my_set]), so that it never joins them unasked.
+PAPER = frozenset(
+    """
+    acouslic_ai arcade bcss bkai_neopolyp btxrd bus_uclm busi chase_db1 chest_xray_masks_labels chest_xray_pneumothorax
+    cholecseg8k coph100 covid_qu_ex ct2us_kidney cvc_clinicdb drive etis_larib fetoplac glas hc18
+    intraretinal_cystoid_fluid isic_2018 kvasir_seg m2caiseg monuseg mucic_colon_tissue mucic_hl60_granulocytes nucmm_z
+    pannuke papila pcmmd ph2 polypgen ps_fh_aop_2023 ravir segthy stare tn3k urocell us_nerve
+    """.split()  # noqa: SIM905  (a line for each name would be a page)
+)
 UNION = "*"  # the key of the concept that holds those of all keys
 # Modality -> what its pictures can show. A concept of one family is never asked of an image of the same family unless
 # the data set says that it is absent there (see dataset.py): an ultrasound image may well show a liver nobody marked.
@@ -136,29 +146,38 @@ def load_specs(names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDE
     """Specs by name, in the order asked for.
 
     Args:
-        names: a data set, a list of data sets, or a use: all sets that have it.
+        names: a data set, a use (the sets of the paper that have it; example: those that show a layout), or a list of
+            these.
         folders: where the YAML files lie; a file in a later folder replaces one of the same name in an earlier.
 
     Raises:
         ValueError: an unknown name (the message lists what is close), or a file that is not right.
     """
     files = {path.stem: path for folder in folders for path in sorted(Path(folder).glob("*.yaml"))}
-    if isinstance(names, str) and names in USES:
-        specs = {name: load_spec(path) for name, path in sorted(files.items())}
-        chosen = {name: spec for name, spec in specs.items() if names in spec.used_for}
-        if not chosen:
-            raise ValueError(f"no data set has used_for {names!r}; there are: {', '.join(specs) or 'none'}")
-        return chosen
-    wanted = [names] if isinstance(names, str) else list(names)
-    if not wanted:
-        raise ValueError("no data set named")
+    wanted = [names] if isinstance(names, str) else names
+    if not isinstance(wanted, Sequence) or not wanted or not all(isinstance(name, str) for name in wanted):
+        raise ValueError(f"datasets={names!r}: must be a data set, one of {', '.join(USES)}, or a list of these")
+    specs: dict[str, DatasetSpec] = {}
     for name in wanted:
-        if name not in files:
+        if name in files:
+            chosen = {name: load_spec(files[name])}
+        elif name in USES:
+            chosen = _of_use(name, files)
+        else:
             known = ", ".join(sorted(files)) or f"none in {', '.join(str(f) for f in folders)}"
             raise ValueError(
                 f"unknown data set {name!r}.{did_you_mean(name, files)} There are: {known}; or a use: {', '.join(USES)}"
             )
-    return {name: load_spec(files[name]) for name in dict.fromkeys(wanted)}
+        specs |= chosen
+    return specs
+
+
+def _of_use(use: str, files: dict[str, Path]) -> dict[str, DatasetSpec]:
+    candidates = [load_spec(path) for name, path in sorted(files.items()) if name in PAPER or use == "example"]
+    chosen = {spec.name: spec for spec in candidates if use in spec.used_for}
+    if not chosen:
+        raise ValueError(f"none of the paper's data sets has used_for {use!r} in {', '.join(files) or 'no file'}")
+    return chosen
 
 
 def _check(spec: DatasetSpec, path: Path) -> None:

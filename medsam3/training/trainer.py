@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> float:
     """
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
-        corpus = open_corpus(config.data, config.data.datasets)
+        corpus = open_corpus(config.data, config.datasets)
         corpus.require(("train", "val"))
         run = set_up(config, corpus, device)
         _run_epochs(run)

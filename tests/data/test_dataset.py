@@ -155,7 +155,7 @@ def test_files_gone_and_concepts_renamed_since_prepare_are_errors(corpus, small_
     folders = [make_spec.folder]
     make_spec(group=r"^(p\d+)_", concepts={1: "left square", 2: "right box"})
     with pytest.raises(
-        ValueError, match=r"concepts that .*small\.yaml lacks: right square; .*prepare_data\.py dataset=small"
+        ValueError, match=r"concepts that .*small\.yaml lacks: right square; .*prepare_data\.py datasets=small"
     ):
         open_corpus(small_set[1], "small", folders)
     make_spec(group=r"^(p\d+)_")
@@ -282,7 +282,7 @@ def test_the_corpus_answers_for_its_data_sets(corpus, small_set):
     assert corpus.split_file("small") == split_file(small_set[1].splits, "small")
     assert corpus.exclusive("small") == ("left square", "right square")
     assert len(corpus.images("small", "all")) == 12 == len(corpus.images("small", "val")) + 10
-    assert corpus.describe() == "small: 10 train, 2 val images (parts by image)"
+    assert corpus.describe() == "1 of yours (small): 10 train, 2 val images (parts by image)"
 
 
 def test_a_set_without_validation_images_is_refused_before_any_work(small_set, make_spec, tmp_path):
@@ -294,5 +294,5 @@ def test_a_set_without_validation_images_is_refused_before_any_work(small_set, m
         one_group.require(("train", "val"))
     make_spec(used_for=["external"])
     external = prepared(small_set[1], make_spec.folder, "small")
-    with pytest.raises(ValueError, match=r"no image with a mask in part 'train' .*leave it out of data\.datasets$"):
+    with pytest.raises(ValueError, match=r"no image with a mask in part 'train' .*leave it out of datasets$"):
         external.require(("train", "val"))

@@ -149,12 +149,12 @@ def test_a_changed_split_file_replaces_its_arrow_copy(tmp_path):
 
 def test_what_is_wrong_with_a_split_file_is_said(tmp_path):
     with pytest.raises(
-        ValueError, match=r"small\.csv: no split file; run python scripts/prepare_data\.py dataset=small"
+        ValueError, match=r"small\.csv: no split file; run python scripts/prepare_data\.py datasets=small"
     ):
         load(tmp_path)
     path = write(tmp_path)
     with pytest.raises(
-        ValueError, match=r"train_fraction=0\.85 .*seed=42, not 0\.85 and 7: .*prepare_data\.py dataset=small"
+        ValueError, match=r"train_fraction=0\.85 .*seed=42, not 0\.85 and 7: .*prepare_data\.py datasets=small"
     ):
         Manifest.load(["small"], tmp_path, "image", FRACTION, 7)
     lines = path.read_text().splitlines(keepends=True)

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from medsam3.config import AuditConfig, PrepareConfig
+from medsam3.config import AuditConfig
 from medsam3.data.manifest import Manifest
 from medsam3.preparation.audit import audit, near_duplicates, perceptual_hash, straddling_groups
 from medsam3.preparation.prepare import prepare
-from tests.conftest import data_config, save_picture
+from tests.conftest import data_config, prepare_config, save_picture
 from tests.scripts import run_script
 
 
@@ -87,7 +87,7 @@ def two_sets(tmp_path, make_spec):
     write_set(tmp_path / "data/small", images)
     write_set(tmp_path / "data/other", {"x": scene(100), "y": scene(101), "z": images["p1_04"][:, ::-1]})
     data = data_config(tmp_path)
-    prepare(PrepareConfig("prepare", "", "", "cpu", 0, ["small", "other"], False, 0, data), [make_spec.folder])
+    prepare(prepare_config(data, ["small", "other"]), [make_spec.folder])
     with (tmp_path / "splits/small.csv").open() as file:
         part_of = {row["item"]: row["part_by_image"] for row in csv.DictReader(file)}
     train = [item for item, part in part_of.items() if part == "train"]
@@ -99,7 +99,17 @@ def two_sets(tmp_path, make_spec):
 
 
 def audit_config(data, datasets) -> AuditConfig:
-    return AuditConfig("audit", "", "", "cpu", 0, datasets, 24, 0, data)
+    return AuditConfig(
+        name="audit",
+        output_root="",
+        output_dir="",
+        device="cpu",
+        seed=0,
+        datasets=datasets,
+        max_distance=24,
+        workers=0,
+        data=data,
+    )
 
 
 def test_planted_copies_and_straddling_patients_are_listed(tmp_path, make_spec, capsys):
@@ -125,7 +135,7 @@ def test_planted_copies_and_straddling_patients_are_listed(tmp_path, make_spec, 
 
 
 def test_an_audit_of_nothing_says_what_to_do(tmp_path):
-    done = run_script("prepare_data.py", "audit", f"data.splits={tmp_path}", cwd=tmp_path, check=False)
+    done = run_script("audit_data.py", f"data.splits={tmp_path}", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "no prepared data set; run python scripts/prepare_data.py" in done.stderr
 
 

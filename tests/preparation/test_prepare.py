@@ -9,16 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam3.config import PrepareConfig
 from medsam3.data.manifest import Manifest
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.spec import SPEC_FOLDER
-from tests.conftest import data_config, save_picture
+from tests.conftest import data_config, prepare_config, save_picture
 from tests.scripts import run_script
-
-
-def config(data, datasets="small", skip_broken=False, workers=0) -> PrepareConfig:
-    return PrepareConfig("prepare", "", "", "cpu", 0, datasets, skip_broken, workers, data)
 
 
 def rows_of(data, name="small") -> list[dict[str, str]]:
@@ -43,7 +38,7 @@ def break_files(tmp_path) -> None:
 
 def test_one_row_per_image_and_concept(small_set, make_spec):
     data = small_set[1]
-    (found,) = prepare(config(data), [make_spec.folder])
+    (found,) = prepare(prepare_config(data), [make_spec.folder])
     rows = rows_of(data)
     assert len(rows) == 24
     assert rows[2] == {
@@ -71,15 +66,15 @@ def test_one_row_per_image_and_concept(small_set, make_spec):
 
 def test_several_processes_write_the_same_file(small_set, make_spec):
     data = small_set[1]
-    (alone,) = prepare(config(data), [make_spec.folder])
-    (together,) = prepare(config(data, workers=2), [make_spec.folder])
+    (alone,) = prepare(prepare_config(data), [make_spec.folder])
+    (together,) = prepare(prepare_config(data, workers=2), [make_spec.folder])
     assert alone == together
 
 
 def test_broken_files_stop_the_set_with_every_one_named(small_set, make_spec, tmp_path):
     break_files(tmp_path)
     with pytest.raises(ValueError) as error:
-        prepare(config(small_set[1]), [make_spec.folder])
+        prepare(prepare_config(small_set[1]), [make_spec.folder])
     for fragment in (
         "small: 4 problems, so no split file was written",
         "p0_00.png: cannot be read",
@@ -94,7 +89,7 @@ def test_broken_files_stop_the_set_with_every_one_named(small_set, make_spec, tm
 
 def test_broken_files_can_become_listed_exclusions(small_set, make_spec, tmp_path):
     break_files(tmp_path)
-    (found,) = prepare(config(small_set[1], skip_broken=True), [make_spec.folder])
+    (found,) = prepare(prepare_config(small_set[1], skip_broken=True), [make_spec.folder])
     assert found.images == 8 and found.excluded == 4
     assert [item for item, _ in exclusions_of(small_set[1])] == ["p0_00", "p1_03", "p2_06", "p3_09"]
     assert all(reason for _, reason in exclusions_of(small_set[1]))
@@ -104,38 +99,39 @@ def test_a_long_list_of_problems_is_shortened_with_its_count(small_set, make_spe
     for path in (tmp_path / "data/small/images").iterdir():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"small: 12 problems[\s\S]*\n  and 2 more\n"):
-        prepare(config(small_set[1]), [make_spec.folder])
+        prepare(prepare_config(small_set[1]), [make_spec.folder])
     with pytest.raises(ValueError, match="small: no item is left"):
-        prepare(config(small_set[1], skip_broken=True), [make_spec.folder])
+        prepare(prepare_config(small_set[1], skip_broken=True), [make_spec.folder])
 
 
 def test_an_earlier_split_file_survives_a_failed_run(small_set, make_spec, tmp_path):
     data = small_set[1]
-    prepare(config(data), [make_spec.folder])
+    prepare(prepare_config(data), [make_spec.folder])
     before = rows_of(data)
     break_files(tmp_path)
     with pytest.raises(ValueError):
-        prepare(config(data), [make_spec.folder])
+        prepare(prepare_config(data), [make_spec.folder])
     assert rows_of(data) == before
 
 
 def test_one_broken_set_does_not_keep_others_from_being_prepared(small_set, make_spec, tmp_path):
     make_spec(name="absent_set", root="absent_set")
     with pytest.raises(ValueError, match=r"data set 'absent_set': no folder"):
-        prepare(config(small_set[1], ["absent_set", "small"]), [make_spec.folder])
+        prepare(prepare_config(small_set[1], ["absent_set", "small"]), [make_spec.folder])
     assert len(rows_of(small_set[1])) == 24
 
 
-def test_of_a_use_the_sets_that_are_there_are_prepared(small_set, make_spec, capsys):
+def test_of_a_use_the_sets_that_are_there_are_prepared(small_set, make_spec, capsys, monkeypatch):
+    monkeypatch.setattr("medsam3.registry.spec.PAPER", {"small", "absent_set"})
     make_spec(name="absent_set", root="absent_set")
-    (found,) = prepare(config(small_set[1], "train"), [make_spec.folder])
+    (found,) = prepare(prepare_config(small_set[1], "train"), [make_spec.folder])
     assert found.name == "small"
     assert "not there: data set 'absent_set'" in capsys.readouterr().out
 
 
 def test_a_data_root_that_is_not_there_is_one_message(tmp_path):
     with pytest.raises(ValueError, match=r"^data\.root=.*data: no such folder; set data\.root=<folder that [a-z ]*>$"):
-        prepare(config(data_config(tmp_path), "train"))
+        prepare(prepare_config(data_config(tmp_path), "train"))
 
 
 def test_a_set_that_is_not_there_tells_where_to_get_it(tmp_path):
@@ -143,7 +139,7 @@ def test_a_set_that_is_not_there_tells_where_to_get_it(tmp_path):
     with pytest.raises(
         ValueError, match=r"no folder .*data/DRIVE[\s\S]*drive\.grand-challenge\.org.*licence: .*access: "
     ):
-        prepare(config(data_config(tmp_path), "drive"))
+        prepare(prepare_config(data_config(tmp_path), "drive"))
 
 
 def test_a_split_folder_that_cannot_be_written_stops_before_the_work(small_set, make_spec, tmp_path):
@@ -151,12 +147,12 @@ def test_a_split_folder_that_cannot_be_written_stops_before_the_work(small_set, 
     data = small_set[1]
     data.splits = str(tmp_path / "file/splits")
     with pytest.raises(ValueError, match=r"data\.splits=.*file/splits: cannot write there .*set data\.splits="):
-        prepare(config(data), [make_spec.folder])
+        prepare(prepare_config(data), [make_spec.folder])
 
 
 def test_external_sets_are_one_part(shared_realdata, tmp_path):
     data = data_config(tmp_path, shared_realdata)
-    (found,) = prepare(config(data, "chase_db1"))
+    (found,) = prepare(prepare_config(data, "chase_db1"))
     assert found.parts == {"external": 28} and found.annotations == 28
     manifest = Manifest.load(["chase_db1"], data.splits, "group", 0.85, 42)
     assert len(manifest.select("external")) == 28 and len(manifest.select("train")) == 0
@@ -164,14 +160,14 @@ def test_external_sets_are_one_part(shared_realdata, tmp_path):
 
 def test_drive_against_table_1(shared_realdata, tmp_path, capsys):
     data = data_config(tmp_path, shared_realdata)
-    (found,) = prepare(config(data, "drive"))
+    (found,) = prepare(prepare_config(data, "drive"))
     assert (found.images, found.annotations, found.median_area_px) == (20, 20, 28412.5)
     assert {row["item"] for row in rows_of(data, "drive") if row["part_by_image"] == "val"} == {"28", "32", "38"}
     assert "20 (20)" in capsys.readouterr().out
 
 
 def test_the_command_prepares_the_template_and_writes_nothing_else(tmp_path):
-    done = run_script("prepare_data.py", "dataset=mni152", "workers=2", cwd=tmp_path)
+    done = run_script("prepare_data.py", "datasets=mni152", "workers=2", cwd=tmp_path)
     assert "MNI152" in done.stdout and "342" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data_manifests"]
     assert not any("partial" in path.name for path in tmp_path.rglob("*"))
@@ -180,9 +176,9 @@ def test_the_command_prepares_the_template_and_writes_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     "arguments, fragments",
     [
-        (["dataset=kvasir"], ["unknown data set 'kvasir'", "kvasir_seg"]),
-        (["dataset=drive", "data.root=nowhere"], ["data.root=nowhere: no such folder", "set data.root="]),
-        (["dataset=drive", "data.rot=x"], ["data.rot"]),
+        (["datasets=kvasir"], ["unknown data set 'kvasir'", "kvasir_seg"]),
+        (["datasets=drive", "data.root=nowhere"], ["data.root=nowhere: no such folder", "set data.root="]),
+        (["datasets=drive", "data.rot=x"], ["data.rot"]),
         ([], ["datasets"]),
     ],
 )
@@ -204,7 +200,7 @@ def test_memory_does_not_grow_with_the_number_of_files(make_spec, tmp_path):
         (tmp_path / f"data/many/masks/{n:03d}.png").hardlink_to(mask)
     make_spec(name="many", root="many", concepts={1: "organ"})
     tracemalloc.start()
-    prepare(config(data_config(tmp_path), "many"), [SPEC_FOLDER, make_spec.folder])
+    prepare(prepare_config(data_config(tmp_path), "many"), [SPEC_FOLDER, make_spec.folder])
     peak_mb = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
     assert peak_mb < 20
@@ -214,7 +210,7 @@ def test_a_difference_from_table_1_is_explained(shared_realdata, tmp_path, capsy
     for name in ("kvasir_seg", "drive"):
         if not (shared_realdata / name).is_dir():
             pytest.skip(f"{shared_realdata / name} is not there")
-    prepare(config(data_config(tmp_path, shared_realdata), ["drive"]))
+    prepare(prepare_config(data_config(tmp_path, shared_realdata), ["drive"]))
     printed = capsys.readouterr().out
     assert "20 (20)" in printed and "28,412 (28,176)" in printed
     assert "DRIVE differs. How the paper's numbers arise: " in printed and "largest" in printed

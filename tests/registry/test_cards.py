@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
-from medsam3.layouts.readers import READERS
+from medsam3.layouts.readers import READERS, check_reader
 from medsam3.registry import cards as cards_module
 from medsam3.registry.cards import (
     MANIFESTS,
@@ -21,6 +22,7 @@ from medsam3.registry.cards import (
 )
 from medsam3.registry.spec import SPEC_FOLDER, load_spec
 from medsam3.registry.vocabulary import Vocabulary
+from tests.conftest import ROOT
 
 # Table 1 of the paper: images, annotations, median area in px.
 TABLE_1 = {
@@ -225,20 +227,21 @@ def test_the_readme_is_rewritten_only_between_its_markers(tmp_path: Path, monkey
     assert [path.name for path in folder.iterdir()] == ["README.md"]
 
 
-README_EXAMPLES = re.findall(r"```yaml\n(.*?)```", (MANIFESTS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/data_sets.md"))
+EXAMPLES = {yaml.safe_load(text)["name"]: text for text in re.findall(r"```yaml\n(.*?)```", PAGES, re.DOTALL)}
 
 
-@pytest.mark.parametrize("example", README_EXAMPLES, ids=lambda text: text.split()[1])
-def test_the_worked_examples_of_the_readme_are_valid(tmp_path: Path, example: str) -> None:
-    path = tmp_path / f"{example.split()[1]}.yaml"
-    path.write_text(example, encoding="utf-8")
-    Vocabulary.load().check(load_spec(path).concept_names)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_worked_examples_are_valid(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(EXAMPLES[name], encoding="utf-8")
+    spec = load_spec(path)
+    check_reader(spec)
+    Vocabulary.load().check(spec.concept_names)
 
 
-def test_the_readme_has_a_worked_example_of_every_reader() -> None:
-    assert {
-        line.split()[1] for text in README_EXAMPLES for line in text.splitlines() if line.startswith("reader:")
-    } == set(READERS)
+def test_there_is_a_worked_example_of_every_reader() -> None:
+    assert {yaml.safe_load(text)["reader"] for text in EXAMPLES.values()} == set(READERS)
 
 
 def test_a_readme_without_its_markers_is_refused() -> None:

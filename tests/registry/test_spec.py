@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from medsam3.layouts.readers import check_reader
-from medsam3.registry.spec import SPEC_FOLDER, load_spec, load_specs
+from medsam3.registry.spec import PAPER, SPEC_FOLDER, load_spec, load_specs
 from tests.conftest import SMALL_SET
 
 
@@ -88,6 +88,25 @@ def test_a_use_selects_the_sets_that_have_it():
     assert "chase_db1" in load_specs("external")
     for use in ("train", "internal", "external"):
         assert "mni152" not in load_specs(use)
+
+
+def test_the_paper_trains_on_33_sets_and_evaluates_on_7_more():
+    assert (len(load_specs("train")), len(load_specs("external")), len(PAPER)) == (33, 7, 40)
+
+
+def test_a_set_of_ones_own_joins_the_paper_only_when_it_is_named(make_spec):
+    make_spec(used_for=["train"])
+    folders = (SPEC_FOLDER, make_spec.folder)
+    assert "small" not in load_specs("train", folders) and len(load_specs("train", folders)) == 33
+    assert [*load_specs(["train", "small"], folders)][-1:] == ["small"] and len(
+        load_specs(["train", "small"], folders)
+    ) == 34
+
+
+@pytest.mark.parametrize("names", [3, [], ["drive", 3], None, {"drive": 1}])
+def test_what_is_no_name_is_refused(names):
+    with pytest.raises(ValueError, match=r"^datasets=.*must be a data set, one of train, internal, external, example"):
+        load_specs(names)
 
 
 def test_names_keep_their_order_and_an_unknown_one_gets_suggestions():
