@@ -1,4 +1,4 @@
-"""Volume files by their ending: NIfTI, MetaImage, TIFF and ICS stacks, HDF5, NumPy.
+"""Volume files by their ending: NIfTI, MetaImage, NRRD, TIFF and ICS stacks, HDF5, NumPy.
 
 Arrays come as the usual library of the format gives them: NIfTI as [X, Y, Z], the others slowest axis first, [Z, Y, X].
 """
@@ -6,6 +6,7 @@ Arrays come as the usual library of the format gives them: NIfTI as [X, Y, Z], t
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,31 +20,56 @@ import tifffile
 from numpy.typing import NDArray
 
 Voxels = NDArray[Any]
+META_IMAGE = (".mha", ".mhd")
+NIFTI_UNITS_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}  # unknown: mm
 
 
 @dataclass(frozen=True)
 class Volume:
     voxels: Voxels  # three axes in the order of the file
-    affine: NDArray[np.floating] | None  # [4, 4] voxel -> mm, right-anterior-superior; None: not read from this format
+    # [4, 4] index in `voxels` -> mm, right-anterior-superior; None: the format does not say it
+    affine: NDArray[np.floating] | None
 
 
 def load_nifti(path: Path) -> Volume:
-    image = nibabel.load(path)
-    return Volume(np.asarray(image.dataobj), image.affine)  # type: ignore[attr-defined]
+    image: Any = nibabel.load(path)
+    mm = NIFTI_UNITS_MM.get(image.header.get_xyzt_units()[0], 1.0)
+    return Volume(np.asarray(image.dataobj), np.diag([mm, mm, mm, 1.0]) @ image.affine)
 
 
-def load_meta_image(path: Path) -> Volume:
+def load_itk(path: Path) -> Volume:
+    """MetaImage and NRRD."""
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("MetaImageIO")
+    reader.SetImageIO("MetaImageIO" if path.name.lower().endswith(META_IMAGE) else "NrrdImageIO")
     reader.SetFileName(str(path))
     image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ValueError(f"{image.GetNumberOfComponentsPerPixel()} numbers for each voxel, expected one")
-    return Volume(sitk.GetArrayFromImage(image), None)
+    return Volume(sitk.GetArrayFromImage(image), _itk_affine(image) if image.GetDimension() == 3 else None)
+
+
+def _itk_affine(image: sitk.Image) -> NDArray[np.floating]:
+    """The affine of the array [Z, Y, X]; ITK says where X, Y, Z lie, to the left, back and head of the patient."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine[:, [2, 1, 0, 3]]
 
 
 def load_tiff(path: Path) -> Volume:
-    return Volume(tifffile.imread(path), None)
+    """The pages of the file. Of a file that was cut short tifffile gives the pages that are left, and logs an error."""
+    errors: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = errors.append  # type: ignore
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        voxels = tifffile.imread(path)
+    finally:
+        logger.removeHandler(handler)
+    if errors:
+        raise ValueError(f"it is not complete: {errors[0].getMessage()}")
+    return Volume(voxels, None)
 
 
 def load_hdf5(path: Path) -> Volume:
@@ -103,8 +129,10 @@ def _ics_type(header: dict[tuple[str, ...], list[str]]) -> np.dtype:
 LOADERS: dict[str, Callable[[Path], Volume]] = {
     ".nii": load_nifti,
     ".nii.gz": load_nifti,
-    ".mha": load_meta_image,
-    ".mhd": load_meta_image,
+    ".mha": load_itk,
+    ".mhd": load_itk,
+    ".nrrd": load_itk,
+    ".nhdr": load_itk,
     ".tif": load_tiff,
     ".tiff": load_tiff,
     ".ics": load_ics,
@@ -126,11 +154,14 @@ def load_volume(path: Path) -> Volume:
     try:
         with path.open("rb"):  # not every library says why a file cannot be opened
             volume = loader(path)
-    except Exception as error:  # each library has errors of its own
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    except Exception as error:  # each library has errors of its own; ITK's begin with lines about its own source
+        reason = str(error).partition("ITK ERROR: ")[2] or str(error).partition("itk::ERROR: ")[2] or str(error)
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {' '.join(reason.split())})") from error
     voxels = volume.voxels.reshape(_without_trailing_ones(volume.voxels.shape))
     if voxels.ndim != 3:
         raise ValueError(f"{path}: has {voxels.ndim} axes {voxels.shape}, expected 3")
+    if voxels.dtype.kind not in "buif":
+        raise ValueError(f"{path}: its voxels are {voxels.dtype}, expected one real number each")
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
         raise ValueError(f"{path}: holds NaN or infinite voxels")
     return Volume(voxels, volume.affine)
