@@ -1,7 +1,7 @@
 """The vocabulary: canonical clinical names, their synonyms, and the authors' own prompts (paper, section 4.1).
 
-data_manifests/vocabulary.yaml maps every canonical name to its synonyms, a SNOMED CT id where one is known, and the
-prompt that the authors used for a data set. A phrase means one concept only.
+data_manifests/vocabulary.yaml maps every canonical name to its synonyms, a SNOMED CT id where one is known, what kind of
+thing it is, and the prompt that the authors used for a data set. A phrase means one concept only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from medsam3.messages import one_of
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 STYLES = ("canonical", "paper")
-CONCEPT_KEYS = ("synonyms", "snomed", "paper")
+CONCEPT_KEYS = ("synonyms", "snomed", "category", "paper")
+CATEGORIES = ("anatomy", "tissue", "substance", "finding", "object", "other")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Concept:
     name: str  # canonical clinical name, lower case
     synonyms: tuple[str, ...]
     snomed: int | None
+    category: str
     paper: dict[str, str]  # data set -> prompt, as the authors wrote it
 
 
@@ -72,6 +74,11 @@ class Vocabulary:
         self.check([concept])
         return self.concepts[concept].synonyms
 
+    def find(self, phrase: str) -> Concept | None:
+        """The concept of this name or synonym, in whatever case."""
+        folded = " ".join(phrase.lower().split())
+        return next((c for c in self.concepts.values() if folded == c.name or folded in c.synonyms), None)
+
     def check(self, concepts: Iterable[str]) -> None:
         """Raises ValueError, with the nearest known names, if one of the concepts is not a canonical name."""
         problems = [self._explain(concept) for concept in concepts if concept not in self.concepts]
@@ -111,12 +118,14 @@ def _concept(path: Path, name: str, entry: Any) -> Concept:
         raise ValueError(f"{path}: {name}: synonyms={synonyms!r} must be a list of phrases")
     if snomed is not None and (isinstance(snomed, bool) or not isinstance(snomed, int)):
         raise ValueError(f"{path}: {name}: snomed={snomed!r} must be a number")
+    category = entry.get("category") or CATEGORIES[0]
+    one_of(f"{path}: {name}: category", category, CATEGORIES)
     if not isinstance(paper, dict) or not all(isinstance(prompt, str) and prompt for prompt in paper.values()):
         raise ValueError(f"{path}: {name}: paper={paper!r} must map data sets to prompts")
     for phrase in (name, *synonyms):
         if phrase != " ".join(phrase.lower().split()) or not phrase:
             raise ValueError(f"{path}: {name}: {phrase!r} must be in lower case with single blanks")
-    return Concept(name, tuple(synonyms), snomed, {str(key): value for key, value in paper.items()})
+    return Concept(name, tuple(synonyms), snomed, category, {str(key): value for key, value in paper.items()})
 
 
 def _check_phrases(path: Path, concepts: dict[str, Concept]) -> None:
