@@ -165,6 +165,19 @@ class EvaluationConfig:
 
 
 @dataclass
+class ScanConfig:
+    """How a volume is read and shown to the model; null: as its header says."""
+
+    axis: Any = (
+        MISSING  # axial | coronal | sagittal (turned upright), 0 | 1 | 2 (as stored); null: as acquired, or axial
+    )
+    window: list[float] | None = MISSING  # voxel values shown as black and white
+    modality_windows: dict[str, list[float]] = MISSING  # where the header has no window, by modality (DICOM)
+    percentiles: list[float] = MISSING  # of all voxels, shown as black and white: where nothing else says it
+    series: str | None = MISSING  # key of a DICOM series, where a folder holds several
+
+
+@dataclass
 class TrainerConfig:
     epochs: int = MISSING
     images_per_process: int = MISSING

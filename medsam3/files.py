@@ -1,6 +1,6 @@
 """Writing so that a file or folder is there in full or not at all, folders that can be written to, and hashes.
 
-Names ending in `.partial` are what a killed process may leave behind; the next writer of the same file replaces them.
+Names with `.partial` are what a killed process may leave behind; the next writer of the same file replaces them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from pathlib import Path
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, ending: str = "") -> Iterator[Path]:
     """A temporary name to write to; renamed to `path` at the end, removed after an error.
 
     The name holds the process number: several processes may write the same file, and the last one stays.
+
+    Args:
+        ending: of the temporary name, for libraries that choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{ending}")
     try:
         yield temporary
         os.replace(temporary, path)

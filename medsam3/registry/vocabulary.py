@@ -1,7 +1,7 @@
 """The vocabulary: canonical clinical names, their synonyms, and the authors' own prompts (paper, section 4.1).
 
-data_manifests/vocabulary.yaml maps every canonical name to its synonyms, a SNOMED CT id where one is known, what kind of
-thing it is, and the prompt that the authors used for a data set. A phrase means one concept only.
+data_manifests/vocabulary.yaml maps every canonical name to its synonyms, a SNOMED CT id where one is known, what kind
+of thing it is, and the prompt that the authors used for a data set. A phrase means one concept only.
 """
 
 from __future__ import annotations
