@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 from medsam3.config import DataConfig, PrepareConfig, SplitConfig
@@ -16,7 +19,9 @@ from medsam3.layouts.instances import Instances
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import check_reader, open_reader
 from medsam3.registry.spec import DatasetSpec, load_spec
+from tests.scripts import prepare_template, template_at
 
+torch.set_num_threads(1)  # sums of several threads differ in the last bit, and tests run side by side
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_SET: dict[str, Any] = {
     "name": "small",
@@ -38,6 +43,23 @@ def shared_realdata() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: the folder {folder} is not there")
     return folder
+
+
+def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that one of the processes of this test run fills for all of them; nobody writes into it afterwards."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> list[str]:
+    """The overrides with which a script finds the MNI152 template, prepared."""
+    return template_at(once(tmp_path_factory, "template", prepare_template))
 
 
 class SpecWriter:

@@ -125,6 +125,7 @@ def test_differing_keys_name_the_leaf_and_both_values():
     assert differing_keys(stored, current) == ["loss.variant: paper -> sam3", "old: 1 -> (absent)"]
 
 
+@pytest.mark.slow
 def test_a_script_ends_with_one_message_and_status_2(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/train.py"), "loss.variant=sam2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

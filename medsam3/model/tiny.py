@@ -18,6 +18,7 @@ def tiny_config(image_size: int) -> Sam3Config:
     width, heads = 64, 4
     part = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 2 * width, "dropout": 0.0}
     backbone = {
+        "model_type": "sam3_vit_model",
         "hidden_size": 96,
         "intermediate_size": 192,
         "num_hidden_layers": 4,

@@ -170,6 +170,7 @@ def make_wrong(case: str, source: Path) -> None:
             source.write_bytes(source.read_bytes()[:500_000])
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path / "none.pt"), str(tmp_path / "out"), "--to", "meta"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -190,6 +191,7 @@ for sys.argv in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux' /proc")
 def test_converting_takes_less_than_1_point_3_times_the_file(tmp_path):
     """Resident memory beyond the imports, the mapped pages of the file included, for a file of 290 MB."""

@@ -84,6 +84,7 @@ def test_what_was_not_measured_is_said():
     assert "| validation | not measured |" in card and "| 3 | - | - |" in card
 
 
+@pytest.mark.slow
 def test_the_cards_code_runs_on_the_exported_folder_offline_without_this_package(exported, model, tmp_path):
     """In another process, without the network and with this package hidden, it gives the model's own answer."""
     code = re.search(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)[1]

@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.scripts import prepare_template, run_script, train_template
+from tests.scripts import run_script, train_template
 
 EVALUATE = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "evaluation.images=6", "device=cpu"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> list[str]:
-    return prepare_template(tmp_path_factory.mktemp("prepared"))
-
-
+@pytest.mark.slow
 def test_one_and_two_processes_give_the_same_files(data, tmp_path):
     run_script("evaluate.py", *EVALUATE, *data, "name=one", cwd=tmp_path)
     run_script("evaluate.py", *EVALUATE, *data, "name=two", cwd=tmp_path, processes=2)

@@ -4,22 +4,16 @@ processes take the step of one process with both batches."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.scripts import ENVIRONMENT, ROOT, SMALL, prepare_template
+from medsam3.training import trainer
+from tests.scripts import ROOT
 from tests.scripts import train_template as train
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> list[str]:
-    return prepare_template(tmp_path_factory.mktemp("prepared"))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -39,17 +33,22 @@ def test_every_experiment_takes_one_step(experiment, data, tmp_path):
     assert {path.name for path in run.iterdir()} >= {"best", "last", "config.yaml", "environment.json", "metrics.jsonl"}
 
 
-def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path):
+def interrupting(save):
+    def interrupted(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    return interrupted
+
+
+def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     settings = ["trainer.epochs=2", "trainer.max_steps=6", "trainer.save_every_steps=2", "name=run"]
     (tmp_path / "unbroken").mkdir()
     (tmp_path / "broken").mkdir()
     train(tmp_path / "unbroken", data, *settings)
-    interrupt = "import medsam3.training.trainer as t, medsam3.training.resume as c; s = c.save_last\n"
-    interrupt += "def once(*a):\n    s(*a)\n    raise KeyboardInterrupt\nt.save_last = once\n"
-    interrupt += f"import sys, runpy; sys.argv = ['train.py', *{[*SMALL, *data, *settings]!r}]\n"
-    interrupt += f"runpy.run_path({str(ROOT / 'scripts/train.py')!r}, run_name='__main__')"
-    command = [sys.executable, "-c", interrupt]
-    stopped = subprocess.run(command, cwd=tmp_path / "broken", env=ENVIRONMENT, capture_output=True, text=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_last", interrupting(trainer.save_last))
+        stopped = train(tmp_path / "broken", data, *settings, check=False)
     assert stopped.returncode == 130 and "run the same command again" in stopped.stderr
     assert len(losses(tmp_path / "broken/runs/run")) == 2
     done = train(tmp_path / "broken", data, *settings)
@@ -66,6 +65,7 @@ def test_a_changed_configuration_is_refused_with_the_differing_keys(data, tmp_pa
     assert "optim.weight_decay: 0.05 -> 0.5" in done.stderr and "seed: 42 -> 1" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_step_of_one_process_with_both_batches(data, tmp_path):
     """Mean over two ranks with one image each = one rank that accumulates the two images.
 
