@@ -14,7 +14,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from medsam3.messages import one_of
+from medsam3.bounds import check_numbers
+from medsam3.messages import did_you_mean, one_of
 
 T = TypeVar("T")
 _ABSENT = object()
@@ -184,6 +185,7 @@ class TrainerConfig:
     accumulation_steps: int = MISSING
     bf16: bool = MISSING  # autocast on GPUs; no effect on CPU
     max_steps: int | None = MISSING  # stop after so many optimizer steps
+    max_skipped_steps: int = MISSING  # steps in a row without a finite loss and gradient before the run stops
     log_every_steps: int = MISSING
     save_every_steps: int | None = MISSING  # extra `last` checkpoints within an epoch
 
@@ -254,20 +256,6 @@ LEGAL: dict[str, tuple[str, ...]] = {
     "data.split.by": ("image", "group"),
     "wandb.mode": ("auto", "online", "offline", "off"),
 }
-POSITIVE = (
-    "model.image_size",
-    "data.max_queries",
-    "trainer.epochs",
-    "trainer.max_steps",
-    "trainer.images_per_process",
-    "trainer.accumulation_steps",
-    "trainer.log_every_steps",
-    "trainer.save_every_steps",
-    "optim.clip_norm",
-    "evaluation.queries_per_pass",
-    "evaluation.images",
-    "image_size",
-)
 
 
 def register_schemas() -> None:
@@ -290,8 +278,19 @@ def typed(config: DictConfig, schema: type[T]) -> T:
     except MissingMandatoryValue as error:
         raise ValueError(f"{getattr(error, 'full_key', error)}: no value given") from error
     assert isinstance(result, schema)
+    _refuse_extra_keys(result)
     check(result)
     return result
+
+
+def _refuse_extra_keys(value: Any, prefix: str = "") -> None:
+    """Hydra's plus (+trainer.epoch=3) adds keys that no dataclass has, and nothing would read them."""
+    legal = [field.name for field in dataclasses.fields(value)]
+    for name, inner in vars(value).items():
+        if name not in legal:
+            raise ValueError(f"unknown key {prefix}{name}.{did_you_mean(name, legal)} Legal here: {', '.join(legal)}")
+        if dataclasses.is_dataclass(inner):
+            _refuse_extra_keys(inner, f"{prefix}{name}.")
 
 
 def check(config: Any) -> None:
@@ -300,21 +299,25 @@ def check(config: Any) -> None:
         value = _lookup(config, key)
         if value is not _ABSENT:
             one_of(key, value, legal)
-    for key in POSITIVE:
+    check_numbers(config)
+    for key in ("data.datasets", "datasets", "split"):
         value = _lookup(config, key)
-        if value is not _ABSENT and value is not None and value <= 0:
-            raise ValueError(f"{key}={value}: must be greater than 0")
-    fraction = _lookup(config, "data.split.train_fraction")
-    if fraction is not _ABSENT and not 0 < fraction < 1:
-        raise ValueError(f"data.split.train_fraction={fraction}: must lie between 0 and 1")
+        names = value if isinstance(value, list) else [value]
+        if value is not _ABSENT and not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key}={value}: must be a name, or a list of names: [drive, busi]")
+    if not config.name.strip() or config.name.startswith("/") or {".", ".."} & set(config.name.split("/")):
+        raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
     if isinstance(config, TrainConfig):
         _check_training(config)
 
 
 def _check_training(config: TrainConfig) -> None:
     weights = config.data.weights
-    if isinstance(weights, str) and weights not in ("size", "sqrt", "uniform"):
+    numbers = isinstance(weights, dict) and all(isinstance(value, int | float) for value in weights.values())
+    if not numbers and weights not in ("size", "sqrt", "uniform"):
         raise ValueError(f"data.weights={weights!r}: must be size, sqrt, uniform or a mapping of data set to weight")
+    if len(config.optim.betas) != 2:
+        raise ValueError(f"optim.betas={config.optim.betas}: must be two numbers, for example [0.9, 0.999]")
     parts = [f.name for f in dataclasses.fields(LearningRates)]
     for part in config.optim.schedule.constant_parts:
         if part not in parts:

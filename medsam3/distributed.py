@@ -61,6 +61,14 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / world_size()
 
 
+def all_true(flag: Tensor) -> bool:
+    """Whether a bool scalar is true on every rank. Waits for the device."""
+    if active():
+        flag = flag.to(torch.uint8)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
 def select_device(name: str) -> torch.device:
     """The device of this rank: `auto` takes a GPU if there is one."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +16,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from medsam3.bounds import range_of
 from medsam3.command_line import explain, run_script
-from medsam3.config import EvaluateConfig, PrepareConfig, TrainConfig, differing_keys, register_schemas, typed
+from medsam3.config import (
+    AuditConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    TrainConfig,
+    check,
+    differing_keys,
+    register_schemas,
+    typed,
+)
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -81,6 +96,21 @@ def test_every_experiment_composes_under_its_own_name(experiment):
         ("trainer.epochs=0", ["trainer.epochs=0", "greater than 0"]),
         ("optim.schedule.constant_parts=[backbone]", ["'backbone'", "vision, text, geometry"]),
         ("model.one_to_many_queries=false", ["model.one_to_many_queries", "loss.one_to_many.weight"]),
+        ("optim.betas=[0.9]", ["optim.betas=[0.9]", "two numbers"]),
+        ("optim.betas=[0.9,1.0]", ["optim.betas[1]=1.0", "less than 1"]),
+        ("data.weights={drive: abc}", ["data.weights={'drive': 'abc'}", "size, sqrt, uniform"]),
+        ("data.weights={drive: nan}", ["data.weights.drive=nan", "finite"]),
+        ("data.datasets=3", ["data.datasets=3", "a list of names"]),
+        ("data.datasets=[drive,3]", ["data.datasets=['drive', 3]", "a list of names"]),
+        ("name=''", ["name=''", "folder's name"]),
+        ("name=a/../../b", ["name='a/../../b'", "without . and .."]),
+        ("name=/a", ["name='/a'"]),
+        ("model.image_size=14", ["model.image_size=14", "28 or more"]),
+        ("model.image_size=1000", ["model.image_size=1000", "a multiple of 14"]),
+        ("seed=-1", ["seed=-1", "from 0 to 4294967295"]),
+        ("+trainer.epoch=3", ["unknown key trainer.epoch", "Did you mean 'epochs'?", "max_steps"]),
+        ("+foo=3", ["unknown key foo", "model, data, loss"]),
+        ("+optim.lr.decodr=1", ["unknown key optim.lr.decodr", "Did you mean 'decoder'?"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_the_legal_values(override, expected):
@@ -88,6 +118,44 @@ def test_a_wrong_setting_is_named_with_the_legal_values(override, expected):
     for part in expected:
         assert part in message
     assert "Config search path" not in message and "reference_type" not in message
+
+
+def numbers_of(schema: type, prefix: str = "") -> list[str]:
+    """Dotted keys of a dataclass that hold a number."""
+    keys = []
+    for field in dataclasses.fields(schema):
+        if isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory):
+            keys += numbers_of(field.default_factory, f"{prefix}{field.name}.")
+        elif re.search(r"\b(int|float)\b", str(field.type)):
+            keys.append(prefix + field.name)
+    return keys
+
+
+SCHEMAS = (TrainConfig, EvaluateConfig, PrepareConfig, AuditConfig)
+NUMBERS = sorted({key for schema in SCHEMAS for key in numbers_of(schema)})
+
+
+def test_every_number_of_every_script_has_a_range():
+    assert len(NUMBERS) > 60
+    assert [key for key in NUMBERS if range_of(key) is None] == []
+
+
+def with_value(config: TrainConfig, key: str, value: float) -> TrainConfig:
+    """A copy of the configuration with one number, or the first of a list of numbers, replaced."""
+    changed = copy.deepcopy(config)
+    *path, name = key.split(".")
+    owner = functools.reduce(getattr, path, changed)
+    old = getattr(owner, name)
+    setattr(owner, name, [value, *old[1:]] if isinstance(old, list) else value)
+    return changed
+
+
+@pytest.mark.parametrize(("value", "expected"), [(-1, "must be"), (math.nan, "finite"), (math.inf, "finite")])
+def test_a_number_out_of_its_range_is_refused_with_key_and_value(value, expected):
+    config = load()
+    for key in numbers_of(TrainConfig):
+        with pytest.raises(ValueError, match=rf"^{key}(\[0\])?={value}: .*{expected}"):
+            check(with_value(config, key, value))
 
 
 def test_absent_prompts_that_leave_no_room_for_present_ones_are_refused():

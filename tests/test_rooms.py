@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-GROUND = ("files", "messages", "config", "distributed", "command_line")
+GROUND = ("files", "messages", "bounds", "config", "distributed", "command_line")
 DATA = ("registry", "layouts", "data", "preparation")
 NETWORK = ("checkpoints", "model", "prediction", "evaluation", "training", "benchmarks")
 BEFORE = {room: (*GROUND, *DATA[:i]) for i, room in enumerate(DATA)}
@@ -16,8 +16,9 @@ BEFORE |= {room: (*GROUND, *DATA[:3], *NETWORK[:i]) for i, room in enumerate(NET
 BEFORE |= {
     "files": (),
     "messages": (),
+    "bounds": (),
     "distributed": ("messages",),
-    "config": ("messages",),
+    "config": ("messages", "bounds"),
     "command_line": ("config", "distributed", "messages"),
     "checkpoints": (*GROUND, "registry"),
 }

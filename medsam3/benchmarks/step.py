@@ -41,6 +41,7 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     """
     from medsam3.training import trainer  # brings transformers with it, so only here
     from medsam3.training.meter import StepMeter
+    from medsam3.training.step import optimizer_step
 
     corpus = small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
     checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))
@@ -55,7 +56,7 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     meter = StepMeter(run.device)
     readings = []
     for _ in range(steps + 3):  # the first ones choose kernels and fill the allocator
-        trainer.optimizer_step(run, [batch], meter)
+        optimizer_step(run, [batch], meter)
         readings.append(meter.read(run.optimizer))
     run.log.close()
     return StepCosts(

@@ -47,12 +47,15 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same to W&B."""
-        if not distributed.is_main():
-            return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self.record(step, values)
         if self._wandb_run is not None:
             self._wandb_run.log(dict(values), step=step)
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if distributed.is_main():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
 
     def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
         """Overlay pictures, by name, to W&B; the evaluator has written the files already."""

@@ -72,8 +72,7 @@ class SetPredictionLoss:
             semantic_presence: [Q] logits for the semantic presence term (lambda_sp in equation 4); None: those of the
                 decoder's final layer, the only presence logits that the model has.
 
-        Raises:
-            ValueError: predictions are not finite, so that they cannot be matched; names the sample ids.
+        Predictions that are not finite can leave the total finite: whoever takes a step looks at both.
         """
         if semantic_presence is None:
             semantic_presence = output.presence[-1]
@@ -143,22 +142,6 @@ class SetPredictionLoss:
             terms["semantic_presence"] = loss
             total = total + cfg.presence_weight * loss
         return total, terms
-
-
-def ensure_finite(result: LossResult, sample_ids: list[str]) -> None:
-    """Stop at a loss that is not finite. Waits for the device once.
-
-    Raises:
-        ValueError: names the samples of the batch and the terms that are not finite.
-    """
-    if result.total.isfinite().item():
-        return
-    bad = [name for name, value in result.terms.items() if not value.isfinite().item()]
-    raise ValueError(
-        f"the loss is {result.total.item()}; samples: {', '.join(sample_ids)}; "
-        f"terms that are not finite: {', '.join(bad) or 'none, their weighted sum overflows'}. "
-        "Check these images and masks; if they are in order, training diverged: lower the learning rates (optim.lr)"
-    )
 
 
 def _find_loss(

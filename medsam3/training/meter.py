@@ -22,7 +22,7 @@ class StepMeter:
 
     def restart(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._batches = self._images = self._queries = 0
+        self._batches = self._images = self._queries = self._skipped = 0
         self._norm: Tensor | None = None
         self._since = time.perf_counter()
 
@@ -37,16 +37,23 @@ class StepMeter:
         """Norm before clipping; the reading shows the last one."""
         self._norm = norm
 
+    def add_skipped(self) -> None:
+        """A step was left out; its losses are in no mean."""
+        self._skipped += 1
+
     def read(self, optimizer: Optimizer) -> dict[str, float]:
         """Named scalars, the losses averaged over ranks; starts the next interval. All ranks must call it."""
         names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].float() for name in names]) / self._batches
-        means = distributed.mean_over_ranks(sums).tolist()
+        means: list[float] = []
+        if names:  # on all ranks or on none
+            sums = torch.stack([self._sums[name].float() for name in names]) / self._batches
+            means = distributed.mean_over_ranks(sums).tolist()
         seconds = time.perf_counter() - self._since
         ranks = distributed.world_size()
         values = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
         values |= {f"lr/{name}": max(rates) for name, rates in _rates_by_part(optimizer).items()}
         values["gradient_norm"] = float(self._norm) if self._norm is not None else 0.0
+        values["skipped_steps"] = self._skipped
         values["speed/images_per_s"] = ranks * self._images / seconds
         values["speed/queries_per_s"] = ranks * self._queries / seconds
         values["memory/gib"] = _peak_memory_gib(self._device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from transformers import Sam3Model
 
@@ -26,6 +27,7 @@ FREE_KEYS = (
     "data.workers",
     "evaluation.workers",
     "evaluation.overlays",
+    "trainer.max_skipped_steps",
     "trainer.log_every_steps",
     "trainer.save_every_steps",
     "wandb",
@@ -40,10 +42,20 @@ class Progress:
     batch: int  # batches of that epoch that each rank has done
     step: int  # optimizer steps done
     best_dice: float  # of the validations so far; -1 before the first
+    skipped: int = 0  # steps in a row, up to now, that could not be taken
 
 
 def save_last(folder: Path, model: Sam3Model, optimizer: Optimizer, progress: Progress, config: dict[str, Any]) -> None:
-    """Write `<folder>/state.pt` and the model's config.json. All ranks must call it: each has its random state."""
+    """Write `<folder>/state.pt` and the model's config.json. All ranks must call it: each has its random state.
+
+    Raises:
+        ValueError: a weight is not finite; the state of before is kept.
+    """
+    if not finite_weights(model):
+        raise ValueError(
+            f"after step {progress.step} the weights are not finite, so {folder} is left as it was: training diverged; "
+            "lower the learning rates (optim.lr)"
+        )
     random_states = distributed.gather_objects(_random_state())
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +70,11 @@ def save_last(folder: Path, model: Sam3Model, optimizer: Optimizer, progress: Pr
         with new_file(folder / STATE_FILE) as temporary:
             torch.save(state, temporary)
     distributed.barrier()
+
+
+def finite_weights(model: nn.Module) -> bool:
+    """Whether every weight of the model is a finite number. Waits for the device once."""
+    return bool(torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all().item())
 
 
 def read_last(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

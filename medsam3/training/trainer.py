@@ -8,17 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -33,34 +30,17 @@ from medsam3.evaluation.scores import mean_score
 from medsam3.files import writable_folder
 from medsam3.model.detector import TextDetector
 from medsam3.model.freeze import freeze_unreached
-from medsam3.model.load import LoadedModel, load_sam3
+from medsam3.model.load import load_sam3
+from medsam3.model.tokenizer import ConceptTokenizer
 from medsam3.prediction.image import ImagePredictor
 from medsam3.training.log import RunLog, write_run_facts
-from medsam3.training.losses import HEADS, SetPredictionLoss, ensure_finite
+from medsam3.training.losses import HEADS, SetPredictionLoss
 from medsam3.training.meter import StepMeter
-from medsam3.training.optim import build_optimizer, set_learning_rates
+from medsam3.training.optim import build_optimizer
 from medsam3.training.record import write_best
 from medsam3.training.resume import Progress, read_last, restore, save_last
-
-
-@dataclass
-class Run:
-    """The parts of a run, as `train` has put them together."""
-
-    config: TrainConfig
-    stored_config: dict[str, object]
-    folder: Path
-    device: torch.device
-    corpus: Corpus
-    loader: DataLoader[Batch]
-    loaded: LoadedModel
-    detector: TextDetector
-    network: nn.Module  # the detector, wrapped for gradient averaging if there are several processes
-    criterion: SetPredictionLoss
-    optimizer: Optimizer
-    total_steps: int
-    progress: Progress
-    log: RunLog
+from medsam3.training.run import Run
+from medsam3.training.step import optimizer_step
 
 
 def train(config: TrainConfig) -> float:
@@ -70,7 +50,7 @@ def train(config: TrainConfig) -> float:
         The best mean validation Dice, 0..1.
 
     Raises:
-        ValueError: a setting, a file or a non-finite loss; the message names it.
+        ValueError: a setting, a file, or too many steps without a finite loss and gradient; the message names it.
     """
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
@@ -102,7 +82,8 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     ).to(device)
     detector.compile_parts(config.model.compile, device)
     optimizer = build_optimizer(loaded.model, config.optim)
-    loader = _training_loader(config, corpus, loaded)
+    dataset, sampler = _training_data(config, corpus)
+    loader = _loader(dataset, sampler, config.data.workers, loaded.tokenizer)
     steps_per_epoch = math.ceil(len(loader) / config.trainer.accumulation_steps)
     total_steps = min(config.trainer.epochs * steps_per_epoch, config.trainer.max_steps or math.inf)
 
@@ -123,6 +104,8 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         folder=folder,
         device=device,
         corpus=corpus,
+        dataset=dataset,
+        sampler=sampler,
         loader=loader,
         loaded=loaded,
         detector=detector,
@@ -142,7 +125,7 @@ def _average_gradients(detector: TextDetector, device: torch.device) -> nn.Modul
     return DistributedDataParallel(detector, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
-def _training_loader(config: TrainConfig, corpus: Corpus, loaded: LoadedModel) -> DataLoader[Batch]:
+def _training_data(config: TrainConfig, corpus: Corpus) -> tuple[QueryDataset, ImageSampler]:
     dataset = QueryDataset(
         corpus,
         part="train",
@@ -159,13 +142,20 @@ def _training_loader(config: TrainConfig, corpus: Corpus, loaded: LoadedModel) -
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    return DataLoader(  # collate turns samples into a Batch
-        dataset,  # type: ignore[arg-type]
+    return dataset, sampler
+
+
+def _loader(
+    dataset: QueryDataset, sampler: ImageSampler, workers: int, tokenizer: ConceptTokenizer
+) -> DataLoader[Batch]:
+    loader: Any = DataLoader(  # of samples, which collate packs into batches
+        dataset,
         batch_sampler=sampler,
-        num_workers=distributed.loading_processes(config.data.workers),
-        collate_fn=partial(collate, tokenizer=loaded.tokenizer),
+        num_workers=distributed.loading_processes(workers),
+        collate_fn=partial(collate, tokenizer=tokenizer),
         pin_memory=torch.cuda.is_available(),
     )
+    return loader
 
 
 def _run_epochs(run: Run) -> None:
@@ -175,8 +165,8 @@ def _run_epochs(run: Run) -> None:
         total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2.0
     )
     while progress.step < run.total_steps:
-        run.loader.batch_sampler.set_position(progress.epoch, progress.batch)  # type: ignore[union-attr]
-        run.loader.dataset.set_epoch(progress.epoch)  # type: ignore[attr-defined]
+        run.sampler.set_position(progress.epoch, progress.batch)
+        run.dataset.set_epoch(progress.epoch)
         for batches in _grouped(run.loader, trainer.accumulation_steps):
             optimizer_step(run, batches, meter)
             progress.batch += len(batches)
@@ -184,7 +174,8 @@ def _run_epochs(run: Run) -> None:
             if progress.step % trainer.log_every_steps == 0 or progress.step == run.total_steps:
                 values = meter.read(run.optimizer)
                 run.log.scalars(progress.step, values)
-                bar.set_postfix_str(f"loss {values['loss/total']:.3g}, {values['speed/images_per_s']:.2f} images/s")
+                loss = values.get("loss/total", math.nan)  # none if every step was left out
+                bar.set_postfix_str(f"loss {loss:.3g}, {values['speed/images_per_s']:.2f} images/s")
             if progress.step == run.total_steps:
                 break
             if trainer.save_every_steps and progress.step % trainer.save_every_steps == 0:
@@ -202,36 +193,6 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
-
-
-def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
-    """One optimizer step over the mean loss of `batches` on this rank, and the mean of that over ranks."""
-    run.network.train()
-    set_learning_rates(run.optimizer, run.progress.step, run.total_steps, run.config.optim.schedule)
-    bf16 = run.config.trainer.bf16 and run.device.type == "cuda"
-    for i, batch in enumerate(batches):
-        batch = batch.to(run.device)
-        last = i == len(batches) - 1
-        with _gradient_exchange(run.network, last):
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
-                output = run.network(*batch.inputs)
-            result = run.criterion(output, batch.targets)
-            ensure_finite(result, batch.targets.sample_ids)
-            (result.total / len(batches)).backward()
-        meter.add(result.total, result.terms, images=len(batch.pixel_values), queries=len(batch.image_index))
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, run.config.optim.clip_norm)
-    meter.add_gradient_norm(norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.progress.step += 1
-
-
-def _gradient_exchange(network: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Average gradients over ranks only in the last backward pass of an accumulated step."""
-    if last or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
-    return network.no_sync()
 
 
 def _validate(run: Run) -> None:

@@ -23,7 +23,8 @@ from medsam3.config import (
 )
 from medsam3.data.batch import Targets
 from medsam3.model.detector import BranchOutput, DetectorOutput
-from medsam3.training.losses import LossResult, SetPredictionLoss, ensure_finite
+from medsam3.training.losses import LossResult, SetPredictionLoss
+from medsam3.training.step import finite_queries
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = (
@@ -217,7 +218,7 @@ def test_gradients_equal_metas(name: str, variant: str) -> None:
 def test_a_batch_without_targets_has_finite_gradients_at_every_input(variant: str) -> None:
     leaves, output, targets = random_batch([0, 0])
     result = SetPredictionLoss(loss_config(variant))(output, targets)
-    ensure_finite(result, targets.sample_ids)
+    assert result.total.isfinite()
     assert result.terms.get("semantic_presence", 0.0) == 0.0
     assert not any(value.requires_grad for value in result.terms.values())
     result.total.backward()
@@ -299,23 +300,14 @@ def test_losses_are_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("half", ["one_to_one", "one_to_many"])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_predictions_that_are_not_finite_are_refused_with_the_sample(half: str, layer: int) -> None:
+@pytest.mark.parametrize("what", ["logits", "boxes"])
+def test_predictions_that_are_not_finite_are_found_even_where_the_total_is_finite(half, layer, what) -> None:
     leaves, _, targets = random_batch([1, 2, 1])
     with torch.no_grad():
-        leaves[f"{half}.logits"][layer, 1, 3] = float("nan")
-    with pytest.raises(ValueError, match=r"for: data/1/concept\. .*learning rates"):
-        SetPredictionLoss(loss_config("paper"))(output_of(leaves), targets)
-
-
-def test_a_loss_that_is_not_finite_is_refused_with_samples_and_terms() -> None:
-    leaves, _, targets = random_batch([1, 2])
-    with torch.no_grad():
-        leaves["semantic"][0, 0, 0] = float("nan")
-    result = SetPredictionLoss(loss_config("paper"))(output_of(leaves), targets)
-    with pytest.raises(ValueError, match="data/0/concept, data/1/concept") as error:
-        ensure_finite(result, targets.sample_ids)
-    assert "semantic_focal, semantic_dice." in str(error.value)
-    assert "giou" not in str(error.value)
+        leaves[f"{half}.{what}"][layer, 1] = float("nan")
+    output = output_of(leaves)
+    SetPredictionLoss(loss_config("paper"))(output, targets)  # boxes of the second half match nothing then
+    assert finite_queries(output).tolist() == [True, False, True]
 
 
 def test_unknown_variant_is_refused_with_the_legal_ones() -> None:

@@ -1,0 +1,93 @@
+"""The legal range of every number in configs/. A new key gets its line here; a test finds keys that have none."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    words: str  # completes "must be ..."
+    holds: Callable[[float], bool]
+
+
+NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0)
+POSITIVE = Range("greater than 0", lambda value: value > 0)
+FRACTION = Range("from 0 to 1", lambda value: 0 <= value <= 1)
+INSIDE = Range("between 0 and 1, and neither", lambda value: 0 < value < 1)
+DECAY = Range("greater than 0, and at most 1", lambda value: 0 < value <= 1)
+BELOW_1 = Range("0 or more, and less than 1", lambda value: 0 <= value < 1)
+SEED = Range("from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+SIDE_PX = Range("a multiple of 14, 28 or more, for example 224 or 1008", lambda px: px >= 28 and px % 14 == 0)
+BITS = Range("from 0 to 256", lambda value: 0 <= value <= 256)
+
+# The first pattern that fits a key counts; keys as on the command line.
+RANGES: dict[str, Range] = {
+    "seed": SEED,
+    "data.split.seed": SEED,
+    "model.image_size": SIDE_PX,
+    "image_size": SIDE_PX,
+    "data.split.train_fraction": INSIDE,
+    "data.absent_concepts": NOT_NEGATIVE,
+    "data.max_queries": POSITIVE,
+    "data.weights.*": NOT_NEGATIVE,
+    "loss.one_to_many.top_k": POSITIVE,
+    "loss.one_to_many.threshold": FRACTION,
+    "loss.find.padded_queries": POSITIVE,
+    "loss.*alpha": FRACTION,
+    "loss.*gamma": NOT_NEGATIVE,
+    "loss.*weight": NOT_NEGATIVE,
+    "loss.*cost": NOT_NEGATIVE,
+    "optim.lr.*": NOT_NEGATIVE,
+    "optim.layer_decay": DECAY,
+    "optim.layer_decay_depth": POSITIVE,
+    "optim.weight_decay": BELOW_1,
+    "optim.betas": BELOW_1,
+    "optim.clip_norm": POSITIVE,
+    "optim.schedule.timescale_steps": POSITIVE,
+    "optim.schedule.*": NOT_NEGATIVE,
+    "trainer.*": POSITIVE,
+    "evaluation.score_threshold": FRACTION,
+    "evaluation.queries_per_pass": POSITIVE,
+    "evaluation.images": POSITIVE,
+    "evaluation.overlays": NOT_NEGATIVE,
+    "max_distance": BITS,
+    "*workers": NOT_NEGATIVE,
+}
+
+
+def range_of(key: str) -> Range | None:
+    """The range of a dotted key; None if it has none."""
+    return next((legal for pattern, legal in RANGES.items() if fnmatchcase(key, pattern)), None)
+
+
+def check_numbers(config: Any) -> None:
+    """
+    Raises:
+        ValueError: a number that is not finite or out of its range; names key, value and range.
+    """
+    for key, value in leaves(config):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            raise ValueError(f"{key}={value}: must be a finite number")
+        legal = range_of(key.partition("[")[0])
+        if legal is not None and not legal.holds(value):
+            raise ValueError(f"{key}={value}: must be {legal.words}")
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is neither dataclass, mapping nor list; list items as `key[0]`."""
+    if dataclasses.is_dataclass(value) or isinstance(value, dict):
+        for name, inner in (value if isinstance(value, dict) else vars(value)).items():
+            yield from leaves(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{key}[{i}]")
+    else:
+        yield key, value
