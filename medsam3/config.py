@@ -300,7 +300,7 @@ def check(config: Any) -> None:
         if value is not _ABSENT:
             one_of(key, value, legal)
     check_numbers(config)
-    for key in ("data.datasets", "datasets", "split"):
+    for key in ("datasets", "split"):
         value = _lookup(config, key)
         names = value if isinstance(value, list) else [value]
         if value is not _ABSENT and not all(isinstance(name, str) for name in names):
