@@ -236,6 +236,10 @@ class PrepareConfig(RunConfig):
     datasets: Any = MISSING  # a name or a use (train | internal | external: the paper's sets), or a list of them
     skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
     workers: int = MISSING  # processes that check files
+    export: str | None = MISSING  # nnunet: write prepared sets in nnU-Net's layout instead of preparing them
+    export_folder: str = MISSING
+    export_id: int = MISSING  # nnU-Net's number of the first data set
+    export_concepts: list[str] | None = MISSING  # null: all
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -247,8 +251,9 @@ class AuditConfig(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
 
 
-LEGAL: dict[str, tuple[str, ...]] = {
+LEGAL: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cpu", "cuda"),
+    "export": (None, "nnunet"),
     "loss.variant": ("paper", "sam3", "box_only"),
     "model.activation_checkpointing": ("none", "vision", "all"),
     "model.compile": ("auto", "none", "vision", "all"),

@@ -154,6 +154,10 @@ def prepare_config(
         datasets=datasets,
         skip_broken=skip_broken,
         workers=workers,
+        export=None,
+        export_folder="",
+        export_id=701,
+        export_concepts=None,
         data=data,
     )
 

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from medsam3.config import PrepareConfig
 from medsam3.data.batch import collate
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
@@ -17,13 +16,13 @@ from medsam3.data.sampler import ImageSampler
 from medsam3.data.transforms import image_to_tensor
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.spec import SPEC_FOLDER
-from tests.conftest import data_config, save_picture
+from tests.conftest import data_config, prepare_config, save_picture
 
 SIZE = 48
 
 
 def prepared(data, folder, *names: str) -> Corpus:
-    config = PrepareConfig("prepare", "", "", "cpu", 0, datasets=list(names), skip_broken=False, workers=0, data=data)
+    config = prepare_config(data, list(names))
     prepare(config, [SPEC_FOLDER, folder])
     return open_corpus(data, names, [SPEC_FOLDER, folder])
 
