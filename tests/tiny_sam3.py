@@ -18,6 +18,7 @@ from medsam3.checkpoints.conversion import convert_meta_to_transformers, convert
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG_FILE = GOLDEN / "tiny_meta_config.json"
 POINTS = "geometry_encoder.points_"
+VISION = "detector.backbone.vision_backbone"
 
 
 @cache
@@ -93,6 +94,14 @@ def video_meta_state() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     points = [name for name in meta_state() if POINTS in name]
     return state | {name: torch.randn(128, 2, generator=generator) for name in points}
+
+
+def sam31_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of SAM 3.0 as SAM 3.1's file would hold it, with a tracker of one tensor."""
+    gone = ("tracker.", f"{VISION}.convs.3.", f"{VISION}.sam2_convs.3.")
+    state = {name.replace("sam2_", "interactive_"): v for name, v in state.items() if not name.startswith(gone)}
+    state |= {name.replace("interactive", "propagation"): value for name, value in state.items() if "interac" in name}
+    return state | {"tracker.model.maskmem_tpos_enc": torch.ones(7, 1, 1, 256)}
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

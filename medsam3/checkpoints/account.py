@@ -116,9 +116,11 @@ def report(selection: Selection, config: Sam3Config | Sam3VideoConfig, stored: S
     count = len(selection.tensors)
     kind = "Sam3VideoModel" if isinstance(config, Sam3VideoConfig) else "Sam3Model"
     parts = [
-        f"{count} of {count} tensors of {kind} from {selection.taken} of {len(stored.tensors)} in {stored.source} "
-        f"({selection.layout})"
+        f"{count - selection.zeros} of {count} tensors of {kind} from {selection.taken} of {len(stored.tensors)} in "
+        f"{stored.source} ({selection.layout})"
     ]
+    if selection.zeros:
+        parts.append(f"{selection.zeros} of a neck level that SAM 3.1 has not and no output depends on set to zero")
     if selection.unused:
         parts.append(f"{selection.unused} known to be unused")
     if selection.tracker_only:

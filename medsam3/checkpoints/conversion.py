@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Sam3Config, Sam3VideoConfig
 
-from medsam3.checkpoints.names import DETECTOR, Link, links_of_meta, links_of_transformers
+from medsam3.checkpoints.names import DETECTOR, Link, links_of_meta, links_of_transformers, of_sam31_tracker
 
 TARGETS = ("detector", "video")  # Sam3Model, Sam3VideoModel
 # What stands before the modules that only this family of names has is the prefix of the detector.
@@ -30,6 +30,8 @@ _SIGNS = {
 POINTS = "geometry_encoder.points_"  # projections of point prompts: transformers has none
 _DETECTOR_PREFIX = {"Meta": "detector.", "transformers": DETECTOR}
 _TRACKER_PREFIXES = {"Meta": ("tracker.",), "transformers": ("tracker_neck.", "tracker_model.")}
+# The coarsest level of the detector's neck: SAM 3.0 and transformers compute it and drop it, SAM 3.1 has none.
+_UNREAD_LEVEL, _NEXT_LEVEL = (f"{DETECTOR}vision_encoder.neck.fpn_layers.{level}." for level in (3, 2))
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class Layout:
     prefix: str  # before the names of the detector
     names: dict[str, str]  # complete name (see names.py) -> name in the file
     unexpected: tuple[str, ...]  # names in the file that are none of SAM3's
-    has_tracker: bool
+    has_tracker: bool  # that Sam3VideoModel can take
+    sam31_tracker: tuple[str, ...] = ()  # names in the file of SAM 3.1's tracker, which it cannot
 
     def __str__(self) -> str:
         content = "detector and tracker" if self.has_tracker else "detector only"
+        if self.sam31_tracker:
+            content = "detector and tracker of SAM 3.1"
         prefix = f"prefix {self.prefix!r}" if self.prefix else "no prefix"
         return f"{self.family} layout, {content}, {prefix}"
 
@@ -57,6 +62,7 @@ class Selection:
     taken: int = 0  # tensors of the file that went into `tensors`
     unused: int = 0  # known to have no counterpart in transformers
     tracker_only: int = 0  # left out, as a detector was asked for
+    zeros: int = 0  # tensors of the model that SAM 3.1 lacks and no output depends on
     unexpected: list[str] = field(default_factory=list)
 
 
@@ -76,16 +82,18 @@ def recognise(names: Iterable[str]) -> Layout | None:
         return None
     prefix = prefixes[family].most_common(1)[0][0]
     outer = prefix.removesuffix(_DETECTOR_PREFIX[family])
-    known, unexpected = {}, []
+    known, unexpected, sam31_tracker = {}, [], []
     for name in names:
         full = _complete(name, family, prefix, outer)
         links = links_of_meta if family == "Meta" else links_of_transformers
-        if full is None or links(full) is None:
+        if full is not None and family == "Meta" and of_sam31_tracker(full):
+            sam31_tracker.append(name)
+        elif full is None or links(full) is None:
             unexpected.append(name)
         else:
             known[full] = name
     has_tracker = any(name.startswith(_TRACKER_PREFIXES[family]) for name in known)
-    return Layout(family, prefix, known, tuple(unexpected), has_tracker)
+    return Layout(family, prefix, known, tuple(unexpected), has_tracker, tuple(sam31_tracker))
 
 
 def _complete(name: str, family: str, prefix: str, outer: str) -> str | None:
@@ -99,7 +107,7 @@ def _complete(name: str, family: str, prefix: str, outer: str) -> str | None:
 def select(state: Mapping[str, Tensor], layout: Layout, target: str) -> Selection:
     """What a Sam3Model (`target` "detector") or Sam3VideoModel ("video") takes, in names of Sam3VideoModel."""
     assert target in TARGETS
-    selection = Selection(layout, {}, unexpected=list(layout.unexpected))
+    selection = Selection(layout, {}, unexpected=list(layout.unexpected), tracker_only=len(layout.sam31_tracker))
     rows: dict[str, dict[int, Tensor]] = {}
     for name, name_in_file in layout.names.items():
         links = links_of_meta(name) if layout.family == "Meta" else (Link(meta="", transformers=name),)
@@ -116,6 +124,12 @@ def select(state: Mapping[str, Tensor], layout: Layout, target: str) -> Selectio
                 selection.tensors[link.transformers] = part.clone() if i and link.third is None else part
     for name, parts in rows.items():
         selection.tensors[name] = torch.cat([parts[row] for row in sorted(parts)])
+    if layout.sam31_tracker and not any(name.startswith(_UNREAD_LEVEL) for name in selection.tensors):
+        like = [name for name in selection.tensors if name.startswith(_NEXT_LEVEL)]  # of the same shapes
+        selection.tensors |= {
+            name.replace(_NEXT_LEVEL, _UNREAD_LEVEL): torch.zeros_like(selection.tensors[name]) for name in like
+        }
+        selection.zeros = len(like)
     return selection
 
 

@@ -186,7 +186,16 @@ _PARTS = (  # table, what stands before its names: Meta's, transformers'
     (_SAM_PROMPT, "tracker.sam_prompt_encoder.", "tracker_model."),
     (_SAM_DECODER, "tracker.sam_mask_decoder.", "tracker_model.mask_decoder."),
 )
+# What SAM 3.1's file has beside the detector: a tracker of other names and widths, the necks that feed it.
+_SAM31_ONLY = re.compile(
+    r"tracker\.model\..+|detector\.backbone\.vision_backbone\.(interactive|propagation)_convs\.[0-2]\.[a-z0-9_.]+"
+)
 _WILDCARDS = {"#": r"(\d+)", "%": r"(\d+)", "*": r"([a-z_0-9]+)", "@": r"(weight|bias)"}
+
+
+def of_sam31_tracker(name: str) -> bool:
+    """Whether a tensor of Meta's belongs to the tracker of SAM 3.1, for which transformers has no model."""
+    return _SAM31_ONLY.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,12 @@ def open_checkpoint(
             f"{stored.source}: none of its {len(stored.tensors)} tensors is SAM3's (it has {names}); "
             f"likely cause: {other_model(stored.tensors) or 'another model'}"
         )
+    if layout.sam31_tracker and target == "video":
+        raise ValueError(
+            f"{stored.source}: holds the tracker of SAM 3.1 (multiplex), for which transformers has no model; only its "
+            "detector can be used. For a video model give the sam3.pt of SAM 3.0, or a folder of Sam3VideoModel, into "
+            "which this detector can be put (load_video_model(..., detector=), --template)"
+        )
     selection = select(stored.tensors, layout, target)
     config = sized(choose_config(stored, layout, config, selection.tensors, target), image_size)
     misfit = problems(selection.tensors, config, layout)

@@ -23,6 +23,7 @@ from tests.tiny_sam3 import (
     detector_part,
     equal,
     meta_state,
+    sam31_state,
     save,
     video_config,
     video_meta_state,
@@ -120,6 +121,19 @@ def test_a_tuned_detector_with_the_original_tracker_for_metas_strict_video_model
     assert equal(torch.load(tmp_path / "out.pt", weights_only=True), wanted)
 
 
+def test_the_detector_of_sam_31_goes_into_the_video_model_of_sam_30(convert, tmp_path):
+    (tmp_path / "config.json").write_text(video_config().to_json_string())
+    source = save(sam31_state(video_meta_state()), tmp_path / "sam3.1_multiplex.pt")
+    template = save(video_meta_state(), tmp_path / "sam3.pt")
+    options = ["--video", "--template", template, "--config", tmp_path / "config.json"]
+    status, out, _ = convert(source, tmp_path / "out.pt", "--to", "meta", *options)
+    assert status == 0 and "detector and tracker of SAM 3.1" in out
+    written, wanted = torch.load(tmp_path / "out.pt", weights_only=True), video_meta_state()
+    assert written.keys() == wanted.keys()
+    changed = {name for name in wanted if not torch.equal(written[name], wanted[name])}
+    assert changed and all(".vision_backbone.convs.3." in name for name in changed)  # read by nobody
+
+
 def test_tokenizer_and_processor_come_with_a_model_of_clips_vocabulary(convert, tmp_path):
     model = Sam3Model(tiny_config(56))
     path = save(convert_transformers_to_meta(model.state_dict(), config=model.config), tmp_path / "tiny.pt")
@@ -135,6 +149,7 @@ REFUSED = {  # arguments after SRC DST -> words of the message
     "SAM 2": (["--to", "transformers"], "a SAM 2 checkpoint"),
     "tensor missing": (["--to", "meta", *CONFIG], "1 missing (detector.transformer.decoder.norm.weight)"),
     "no tracker": (["--to", "transformers", "--video", *CONFIG], "the tracker is missing"),
+    "SAM 3.1": (["--to", "transformers", "--video", *CONFIG], "holds the tracker of SAM 3.1 (multiplex)"),
     "nothing there": (["--to", "meta"], "no such file or folder"),
     "empty folder": (["--to", "meta"], "no weights"),
     "wrong config": (["--to", "meta", "--config", "nowhere.json"], "nowhere.json"),
@@ -162,6 +177,8 @@ def make_wrong(case: str, source: Path) -> None:
         source.mkdir()
     elif case == "SAM 2":
         save({"model": {"image_encoder.trunk.pos_embed": torch.zeros(1)}}, source)
+    elif case == "SAM 3.1":
+        save(sam31_state(meta_state()), source)
     elif case == "tensor missing":
         save({n: v for n, v in meta_state().items() if n != "detector.transformer.decoder.norm.weight"}, source)
     elif case != "nothing there":
