@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medsam3.files import file_hash, new_file
 
 PARTS = ("train", "val", "external")
+CHECKED = b"checked_sha256"  # metadata of an Arrow copy: hash of the split file, whose rows were checked
 TEXT = pa.dictionary(pa.int32(), pa.string())
 COLUMNS = pa.schema(
     [
@@ -68,7 +69,7 @@ class SplitTable:
 
     def __init__(self, path: Path, table: pa.Table) -> None:
         self.path = path
-        self.hash = table.schema.metadata[b"sha256"].decode()
+        self.hash = table.schema.metadata[CHECKED].decode()
         columns = {name: table.column(name).chunk(0) for name in table.column_names}
         self.items: pa.StringArray = columns["item"].dictionary  # [images], in the order of the rows
         self.concepts: list[str] = columns["concept"].dictionary.to_pylist()
@@ -103,7 +104,8 @@ class SplitTable:
         copy = path.with_suffix(".arrow")
         table = _open_copy(copy, digest)
         if table is None:
-            table = _read_csv(path).replace_schema_metadata({"sha256": digest})
+            table = _read_csv(path).replace_schema_metadata({CHECKED: digest})
+            _check_rows(path, table)
             table = _write_copy(copy, table, digest)
         return cls(path, table)
 
@@ -113,6 +115,39 @@ class SplitTable:
     def texts(self, column: str) -> tuple[pa.StringArray, NDArray[np.integer]]:
         """Distinct texts of a column and, per image, which of them it has."""
         return self._by_image[column]
+
+
+def _check_rows(path: Path, table: pa.Table) -> None:
+    """What a hand that edits a split file can get wrong, so that a row would be read as another or not at all.
+
+    Raises:
+        ValueError: names the file, the column, what stands there, and an image.
+    """
+    columns = {name: table.column(name).chunk(0) for name in table.column_names}
+    items, item_codes = columns["item"].dictionary, columns["item"].indices.to_numpy()
+    legal_texts: dict[str, Sequence[str]] = {"part_by_image": PARTS, "part_by_group": PARTS, "dataset": [path.stem]}
+    for name, legal in legal_texts.items():
+        texts, codes = columns[name].dictionary, columns[name].indices.to_numpy()
+        for code, text in enumerate(texts.to_pylist()):
+            rows = np.flatnonzero(codes == code)
+            if text not in legal and len(rows):
+                image = items[int(item_codes[rows[0]])].as_py()
+                raise ValueError(f"{path}: {name}={text!r} of {image!r}: must be one of {', '.join(legal)}")
+    same_image = np.diff(item_codes) == 0
+    for name in ("group", "part_by_image", "part_by_group"):
+        mixed = np.flatnonzero(same_image & (np.diff(columns[name].indices.to_numpy()) != 0))
+        if len(mixed):
+            raise ValueError(f"{path}: {items[int(item_codes[mixed[0]])].as_py()!r} has several values of {name}")
+    pairs = item_codes.astype(np.int64) * len(columns["concept"].dictionary) + columns["concept"].indices.to_numpy()
+    if len(np.unique(pairs)) < len(pairs):
+        twice = np.sort(pairs)[np.flatnonzero(np.diff(np.sort(pairs)) == 0)[0]]
+        image, concept = divmod(int(twice), len(columns["concept"].dictionary))
+        raise ValueError(
+            f"{path}: two rows of {items[image].as_py()!r} and {columns['concept'].dictionary[concept].as_py()!r}"
+        )
+    for name in ("train_fraction", "seed"):
+        if len(np.unique(columns[name].to_numpy())) > 1:
+            raise ValueError(f"{path}: several values of {name}; it was not written in one go")
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -133,7 +168,7 @@ def _open_copy(path: Path, digest: str) -> pa.Table | None:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid):
         return None
-    return table if (table.schema.metadata or {}).get(b"sha256") == digest.encode() else None
+    return table if (table.schema.metadata or {}).get(CHECKED) == digest.encode() else None
 
 
 def _write_copy(path: Path, table: pa.Table, digest: str) -> pa.Table:
@@ -249,7 +284,3 @@ class Manifest:
             present=tuple(c for c, t in zip(concepts, there, strict=True) if t),
             absent=tuple(c for c, t in zip(concepts, there, strict=True) if not t),
         )
-
-    def concepts(self) -> dict[str, list[str]]:
-        """Concepts that the rows of each data set name."""
-        return {split.path.stem: split.concepts for split in self.splits}

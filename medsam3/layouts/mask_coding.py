@@ -78,6 +78,11 @@ class MaskCoding:
         self.colours = not self.binary and all(_is_colour(key) for key in keys)
         self.ignore_all = tuple(ignore_values) == (ALL,)
         self.ignored = () if self.ignore_all else tuple(ignore_values)
+        for value in self.ignored:
+            if value in self.concepts:
+                raise ValueError(
+                    f"options.ignore_values: {value!r} is a key of concepts too ({self.concepts[value]!r})"
+                )
         if fill is not None and (fill not in FILL or not self.binary):
             raise ValueError(f"options.fill={fill!r}: must be one of {', '.join(FILL)}, and is for binary masks only")
         if self.binary and not one_each and len(keys) > 1:
@@ -94,7 +99,12 @@ class MaskCoding:
                         "mask, or options.threshold, or one pattern per concept under masks"
                     )
         if self.colours:
-            self._palette = _Palette({_rgb(k): k for k in keys}, [_rgb(v) for v in self.ignored], tolerance)
+            key_of_colour: dict[tuple[int, int, int], Key] = {_rgb(key): key for key in keys}
+            ignored = [_rgb(value) for value in self.ignored]
+            twice = [key for key in keys if key_of_colour[_rgb(key)] != key or _rgb(key) in ignored]
+            if twice:
+                raise ValueError(f"concepts: {twice[0]!r} stands there, or in options.ignore_values, a second time")
+            self._palette = _Palette(key_of_colour, ignored, tolerance)
 
     def decode(self, files: Sequence[NamedPixels], size: tuple[int, int]) -> dict[str, Instances]:
         """Instances of every concept that the files are about; N = 0 where a concept is annotated and absent.
@@ -195,7 +205,7 @@ class _Palette:
     """Colours of a mask and the nearest-colour rule."""
 
     def __init__(
-        self, colours: dict[tuple[int, int, int], Key], ignored: list[tuple[int, ...]], tolerance: float
+        self, colours: dict[tuple[int, int, int], Key], ignored: list[tuple[int, int, int]], tolerance: float
     ) -> None:
         others = [c for c in ((0, 0, 0), *ignored) if c not in colours]
         self.colours = np.asarray([*colours, *others], dtype=np.int64)  # [K, 3], concepts first

@@ -55,6 +55,9 @@ class AnnotationReader(Reader):
         check_missing_mask(options.missing_mask)
         one_of("options.unusable_shapes", options.unusable_shapes, UNUSABLE_SHAPES)
         one_of(f"instances of the reader {spec.reader}", spec.instances, INSTANCES)
+        for label in options.ignore_labels:
+            if label in map(str, spec.concepts):
+                raise ValueError(f"options.ignore_labels: {label!r} is a key of concepts too")
         return options
 
     @abstractmethod

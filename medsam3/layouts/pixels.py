@@ -29,7 +29,7 @@ def size_of(path: Path) -> tuple[int, int]:
         ValueError: the file cannot be opened.
     """
     try:
-        if path.suffix in META_IMAGE:
+        if path.suffix.lower() in META_IMAGE:
             reader = _meta_image(path)
             reader.ReadImageInformation()
             width, height = reader.GetSize()[:2]
@@ -50,7 +50,7 @@ def read_image(path: Path, window: Range | None = None, percentiles: Range | Non
         ValueError: the file cannot be read, or has more than 8 bits and neither window nor percentiles are given.
     """
     try:
-        if path.suffix in META_IMAGE:
+        if path.suffix.lower() in META_IMAGE:
             values = _read_meta_image(path)
             if values.ndim == 3:
                 return to_8_bit(values, window, percentiles, str(path))
@@ -67,24 +67,27 @@ def read_image(path: Path, window: Range | None = None, percentiles: Range | Non
 def read_mask(path: Path) -> NDArray[Any]:
     """A mask file as it is stored: [H, W] values or palette indices, or [H, W, 3] uint8 where it is in colour.
 
-    A 1-bit file gives 0 and 255, so that it survives a threshold meant for 8 bits. An alpha channel is dropped.
+    A 1-bit file gives 0 and 255, so that it survives a threshold meant for 8 bits. An alpha channel of one value is
+    dropped.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: the file cannot be read, or its alpha channel holds several values: the mask may be there.
     """
     try:
-        if path.suffix in META_IMAGE:
+        if path.suffix.lower() in META_IMAGE:
             return _read_meta_image(path)
         with _opened(path) as file:
             if file.mode in ("L", "P", "RGB", *WIDE_MODES):
                 return np.asarray(file)
+            if "A" in file.getbands() and len(set(file.getchannel("A").getextrema())) > 1:
+                raise ValueError("its alpha channel holds several values, perhaps the mask; save that as a grey file")
             return np.asarray(file.convert("L" if file.mode in ("1", "LA", "La") else "RGB"))
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
 def _opened(path: Path) -> Image.Image:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return Image.open(io.BytesIO(gzip.decompress(path.read_bytes())))
     return Image.open(path)
 

@@ -149,13 +149,33 @@ class CocoRegion(Shape):
             if given != size:
                 raise ValueError(f"run lengths of an image of {given} px (height, width), but the image has {size}")
             compressed = isinstance(self.segmentation["counts"], str | bytes)
-            return self.segmentation if compressed else coco_masks.frPyObjects(self.segmentation, *size)
+            runs = self.segmentation if compressed else coco_masks.frPyObjects(self.segmentation, *size)
+            total = _total_px(runs["counts"])
+            if total != size[0] * size[1]:  # of too few, pycocotools leaves the rest of the mask to chance
+                raise ValueError(f"run lengths of {total} px together, but the image has {size[0] * size[1]}")
+            return runs
         for polygon in self.segmentation:
             if len(polygon) < 6 or len(polygon) % 2:  # of four numbers pycocotools would make a box
                 raise UnusableShapeError(f"{len(polygon)} numbers are no outline")
         if not self.segmentation:
             raise UnusableShapeError("it has no outline")
         return coco_masks.merge(coco_masks.frPyObjects(self.segmentation, *size))
+
+
+def _total_px(counts: str | bytes) -> int:
+    """Sum of COCO's compressed run lengths: 5 bits a character, the sixth says that more follow, from the third run on
+    as the difference to the last but one."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            signed = value - (1 << shift) if bits & 16 else value
+            runs.append(signed + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return sum(runs)
 
 
 @dataclass(frozen=True, slots=True)

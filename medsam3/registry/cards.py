@@ -14,8 +14,8 @@ from typing import Any
 
 from medsam3.files import write_text
 from medsam3.messages import did_you_mean, one_of
-from medsam3.registry.schema import build
-from medsam3.registry.vocabulary import MANIFESTS, Vocabulary, read_mapping
+from medsam3.registry.schema import build, read_mapping
+from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
 CONFIDENCES = ("confirmed", "likely", "unsure")
 USES = ("train", "internal", "external")

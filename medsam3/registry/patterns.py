@@ -5,6 +5,7 @@ A pattern is a path relative to the data set's folder:
   {video}       further placeholders are allowed; the same name again must match the same text
   {id:\\d+}      a placeholder that must match a regular expression
   *             any text without "/", captured nowhere;  **/ any folders
+The ending (.png, .nii.gz) fits in upper and lower case.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class FilePattern:
     def __init__(self, text: str) -> None:
         self.text = text
         self.names: tuple[str, ...] = ()
+        if text.startswith("/") or ".." in text.split("/"):
+            raise ValueError(f"the pattern {text!r} must be a path below the data set's folder, without '..'")
         try:
             self._regex = re.compile(self._translate(text))
         except re.error as error:
@@ -46,8 +49,12 @@ class FilePattern:
 
     def _translate(self, text: str) -> str:
         regex, position = "", 0
+        found = re.search(r"(\.\w+)+$", text)
+        ending = found.start() if found else len(text)
         while position < len(text):
             character = text[position]
+            if position == ending:
+                return f"{regex}(?i:{re.escape(text[ending:])})"
             if text.startswith("**/", position):
                 regex += "(?:[^/]+/)*"
                 position += 3

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from medsam3.messages import did_you_mean
-from medsam3.registry.schema import build
+from medsam3.registry.schema import build, read_mapping
 from medsam3.registry.spec import MODALITIES, DatasetSpec
-from medsam3.registry.vocabulary import MANIFESTS, Vocabulary, read_mapping
+from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,46 @@
-"""From a mapping in a YAML file to a dataclass; an unknown or missing key or a wrong type is an error that names it."""
+"""From a YAML file to a dataclass; a key given twice, unknown or missing, or a wrong type is an error that names it."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
+
+import yaml
 
 from medsam3.messages import did_you_mean
 
 T = TypeVar("T")
+
+
+class _UniqueKeys(yaml.CSafeLoader):
+    """Plain YAML keeps the last of two equal keys; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a YAML file that holds a mapping.
+
+    Raises:
+        ValueError: names the file: it cannot be read, holds a key twice in one mapping, or something else.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a mapping of keys to values")
+    return {str(key): value for key, value in content.items()}
 
 
 def build(cls: type[T], content: Any, where: str) -> T:

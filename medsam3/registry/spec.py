@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medsam3.messages import did_you_mean, one_of
 from medsam3.registry.grouping import GroupRule, check_group
 from medsam3.registry.patterns import FilePattern
-from medsam3.registry.schema import build
+from medsam3.registry.schema import build, read_mapping
 
 USES = ("train", "internal", "external", "example")
 INSTANCES = ("whole", "components", "labels", "files")
@@ -133,11 +131,7 @@ def load_spec(path: Path) -> DatasetSpec:
     Raises:
         ValueError: names the file, the key, the bad value and the legal ones.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({error})") from error
-    spec = build(DatasetSpec, content, str(path))
+    spec = build(DatasetSpec, read_mapping(path), str(path))
     _check(spec, path)
     return spec
 
@@ -185,12 +179,20 @@ def _check(spec: DatasetSpec, path: Path) -> None:
         raise ValueError(f"{path}: name={spec.name!r}: must be the name of the file, and none of {', '.join(USES)}")
     one_of(f"{path}: instances", spec.instances, INSTANCES)
     one_of(f"{path}: modality", spec.modality, MODALITIES)
+    if not spec.used_for:
+        raise ValueError(f"{path}: used_for is empty: give some of {', '.join(USES)}")
     for use in spec.used_for:
         one_of(f"{path}: used_for", use, USES)
+    for root in spec.root:
+        if root.startswith("/") or ".." in root.split("/"):
+            raise ValueError(f"{path}: root={root!r}: must be a folder below data.root, without '..'")
     one_of(f"{path}: keep", spec.keep, KEEP)
     one_of(f"{path}: copies", spec.copies, COPIES)
     if not spec.concepts:
         raise ValueError(f"{path}: concepts: empty; give {{value in the mask: name of the concept}}")
+    for key, concept in spec.concepts.items():
+        if not concept or concept != " ".join(concept.split()):
+            raise ValueError(f"{path}: concepts: {key}: {concept!r}: must be words on one line with single blanks")
     for concept in spec.exclusive or ():
         one_of(f"{path}: exclusive", concept, spec.concept_names)
     for concept in spec.partly_marked:

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from medsam3.messages import one_of
+from medsam3.registry.schema import read_mapping
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 STYLES = ("canonical", "paper")
@@ -94,17 +92,6 @@ class Vocabulary:
         near = dict.fromkeys(owner[match] for match in difflib.get_close_matches(folded, owner, n=3))
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "add it there with its synonyms"
         return f"unknown concept {phrase!r}, {hint}"
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The content of a YAML file that holds a mapping. ValueError names the file; a key given twice is one reason."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a mapping of keys to values")
-    return {str(key): value for key, value in content.items()}
 
 
 def _concept(path: Path, name: str, entry: Any) -> Concept:

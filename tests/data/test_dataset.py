@@ -22,8 +22,7 @@ SIZE = 48
 
 
 def prepared(data, folder, *names: str) -> Corpus:
-    config = prepare_config(data, list(names))
-    prepare(config, [SPEC_FOLDER, folder])
+    prepare(prepare_config(data, list(names)), [SPEC_FOLDER, folder])
     return open_corpus(data, names, [SPEC_FOLDER, folder])
 
 

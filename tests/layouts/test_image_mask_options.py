@@ -8,9 +8,9 @@ import pytest
 from medsam3.layouts.readers import open_reader
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.spec import load_spec
-from tests.conftest import BAR, GREY, SQUARE, data_config, masks_of, one_pair
+from tests.conftest import BAR, GREY, SQUARE, data_config, masks_of, one_pair, prepare_config
 from tests.native_sets import write
-from tests.preparation.test_prepare import config, exclusions_of, rows_of
+from tests.preparation.test_prepare import exclusions_of, rows_of
 
 ONE = {"concepts": {"organ": "organ"}}
 TWO_FILES = {
@@ -124,7 +124,7 @@ def test_empty_items_and_copies_are_left_out_when_the_set_is_prepared(tmp_path, 
 
     def left(**changes):
         make_spec(**changes)
-        prepare(config(data), [make_spec.folder])
+        prepare(prepare_config(data), [make_spec.folder])
         return "".join(dict.fromkeys(row["item"] for row in rows_of(data))), exclusions_of(data)
 
     assert left() == ("abcd", [])
@@ -137,7 +137,7 @@ def test_what_a_union_holds_is_counted_once(tmp_path, make_spec):
     write(tmp_path / "data/small/images/a.png", GREY)
     write(tmp_path / "data/small/masks/a.png", SQUARE + 2 * BAR)
     make_spec(concepts={1: "artery", 2: "vein", "*": "vessel"}, instances="components")
-    (found,) = prepare(config(data_config(tmp_path)), [make_spec.folder])
+    (found,) = prepare(prepare_config(data_config(tmp_path)), [make_spec.folder])
     assert (found.annotations, found.median_area_px) == (2, 95.0)
 
 

@@ -83,6 +83,27 @@ def test_an_unknown_colour_is_named(folder, save, reader_of):
     assert masks_of(ignored)["polyp"].areas_px.tolist() == [100]
 
 
+def test_a_colour_at_the_tolerance_counts_and_one_beyond_does_not(folder, save, reader_of):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[SQUARE] = (255, 12, 16)  # 20 from red
+    one_pair(folder, save, pixels)
+    settings = {"concepts": {"#FF0000": "organ"}, "instances": "whole"}
+    assert (masks_of(reader_of(**settings, options={"tolerance": 20}))["organ"].union() == SQUARE).all()
+    with pytest.raises(ValueError, match=r"unknown colours #FF0C10 .*tolerance 19\.9"):
+        masks_of(reader_of(**settings, options={"tolerance": 19.9}))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_mask_that_may_be_in_the_alpha_channel_is_refused(grey, folder, save, reader_of):
+    alpha = 255 * SQUARE.astype(np.uint8)
+    colours = [np.zeros_like(alpha)] * (1 if grey else 3)
+    one_pair(folder, save, np.stack([*colours, alpha], axis=2))
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read \(its alpha channel holds several values"):
+        masks_of(reader_of())
+    one_pair(folder, save, np.stack([SQUARE.astype(np.uint8)] * len(colours) + [np.full_like(alpha, 255)], axis=2))
+    assert (masks_of(reader_of())["left square"].union() == SQUARE).all()
+
+
 def test_palette_files_are_read_by_index(folder, save, reader_of):
     save(folder / "images/a.png", GREY)
     mask = Image.fromarray((SQUARE + 2 * BAR).astype(np.uint8), mode="P")

@@ -31,6 +31,9 @@ from tests.conftest import GREY, SQUARE, masks_of, one_pair
         ("{id}_mask*.png", "a_mask_1.png", {"id": "a"}),
         ("**/{id}.jp*g", "x/y/a.jpeg", {"id": "a"}),
         ("**/{id}.jp*g", "a.jpg", {"id": "a"}),
+        ("images/{id}_raw.nii.gz", "images/a_raw.Nii.GZ", {"id": "a"}),
+        ("images/{id}_raw.png", "images/a_RAW.png", None),
+        ("images/{id}.png", "images/axpng", None),
     ],
 )
 def test_patterns(pattern, path, captured):
@@ -119,6 +122,17 @@ def test_two_files_of_one_id_are_an_error(folder, save, reader_of):
     save(folder / "masks/a.png", GREY)
     with pytest.raises(ValueError, match=r"two files for the item 'a': images/a.*images/a"):
         reader_of(images="images/{id}.*").items()
+
+
+def test_endings_in_capitals_are_the_same_format(folder, save, reader_of):
+    one_pair(folder, save, SQUARE.astype(np.uint8))
+    save(folder / "images/b.PNG", GREY)
+    save(folder / "masks/b.PNG", SQUARE.astype(np.uint8))
+    reader = reader_of()
+    assert [item.id for item in reader.items()] == ["a", "b"] and reader.problems() == []
+    save(folder / "images/a.PNG", GREY)
+    with pytest.raises(ValueError, match=r"two files for the item 'a': images/a\.PNG and images/a\.png"):
+        reader_of().items()
 
 
 def test_a_group_pattern_that_finds_nothing_is_an_error(folder, save, reader_of):

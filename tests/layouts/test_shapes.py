@@ -125,6 +125,12 @@ def test_a_coco_region_that_is_not_right():
         CocoRegion("", "", []).pixels(SIZE)
     with pytest.raises(ValueError, match=r"of an image of \(5, 5\) px"):
         CocoRegion("", "", {"size": [5, 5], "counts": [25]}).pixels(SIZE)
+
+
+@pytest.mark.parametrize("counts", [[26, 3, 5, 3, 42], [26, 3, 5, 3, 44], [10, 20], [], "5220003", "52"])
+def test_run_lengths_that_do_not_add_up_to_the_image_are_refused(counts):
+    with pytest.raises(ValueError, match=r"run lengths of \d+ px together, but the image has 80"):
+        CocoRegion("", "", {"size": list(SIZE), "counts": counts}).pixels(SIZE)
     with pytest.raises(ValueError, match="neither polygons nor run lengths"):
         CocoRegion("", "", [1, 1, 5, 1, 5, 5]).pixels(SIZE)
 

@@ -87,6 +87,13 @@ def test_broken_files_stop_the_set_with_every_one_named(small_set, make_spec, tm
     assert list(Path(small_set[1].splits).iterdir()) == []
 
 
+def test_exactly_one_broken_file_stops_the_set_too(small_set, make_spec, tmp_path):
+    save_picture(tmp_path / "data/small/masks/p2_06.png", np.full((40, 60), 9, np.uint8))
+    with pytest.raises(ValueError, match=r"small: 1 problem, so no split file was written:\n  p2_06: .*label value 9"):
+        prepare(prepare_config(small_set[1]), [make_spec.folder])
+    assert list(Path(small_set[1].splits).iterdir()) == []
+
+
 def test_broken_files_can_become_listed_exclusions(small_set, make_spec, tmp_path):
     break_files(tmp_path)
     (found,) = prepare(prepare_config(small_set[1], skip_broken=True), [make_spec.folder])

@@ -29,6 +29,23 @@ def test_values_arrive_in_typed_form():
 MISTAKES = {
     "unknown key": ({"concept": {1: "x"}}, ["unknown key 'concept'", "'concepts'", "Legal: name, title"]),
     "missing key": ({"title": None}, ["'title' is missing"]),
+    "no use": ({"used_for": []}, ["used_for is empty", "train, internal, external"]),
+    "no words": ({"concepts": {1: ""}}, ["concepts: 1: ''", "words on one line"]),
+    "words on two lines": ({"concepts": {1: "left\nsquare"}}, ["concepts: 1: 'left\\nsquare'"]),
+    "a value that is ignored too": ({"options": {"ignore_values": [9, 2]}}, ["ignore_values: 2", "'right square'"]),
+    "a colour twice": ({"concepts": {"#FF0000": "x", "#ff0000": "y"}}, ["'#FF0000' stands there", "second time"]),
+    "a colour that is ignored too": (
+        {"concepts": {"#FF0000": "x"}, "options": {"ignore_values": ["#ff0000"]}},
+        ["'#FF0000'", "options.ignore_values"],
+    ),
+    "a label that is ignored too": (
+        {"reader": "labelme_json", "masks": "masks/{id}.json", "options": {"ignore_labels": ["2"]}},
+        ["ignore_labels: '2' is a key of concepts too"],
+    ),
+    "a root beside data.root": ({"root": "small/../../x"}, ["root='small/../../x'", "below data.root"]),
+    "a root anywhere": ({"root": "/small"}, ["root='/small'", "below data.root"]),
+    "images beside the folder": ({"images": "../x/{id}.png"}, ["'../x/{id}.png' must be a path below"]),
+    "masks anywhere": ({"masks": "/x/{id}.png"}, ["'/x/{id}.png' must be a path below"]),
     "wrong type": ({"min_area_px": "many"}, ["min_area_px='many'", "a whole number"]),
     "truth value for a number": ({"min_area_px": True}, ["min_area_px=True"]),
     "unknown reader": ({"reader": "image_masks"}, ["reader='image_masks'", "'image_mask'", "label_volume"]),
@@ -77,8 +94,26 @@ def test_a_mistake_is_named_with_file_and_legal_values(changes, fragments, tmp_p
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path):
     path = tmp_path / "small.yaml"
-    path.write_text("name: [small")
-    with pytest.raises(ValueError, match=r"small\.yaml: cannot be read as YAML"):
+    for content in (b"name: [small", "name: Größe".encode("latin-1"), b"[" * 10_000, b"name: 2024-13-45"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"small\.yaml: cannot be read as YAML"):
+            load_spec(path)
+
+
+@pytest.mark.parametrize(
+    "again, key",
+    [
+        ("title: Other", "'title'"),
+        ("concepts: {1: x}", "'concepts'"),
+        ("options: {1: a, 2: b, 1: c}", "1"),
+        ("options: {16: a, 0x10: b}", "16"),
+        ("exclude: {a: b, a: c}", "'a'"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_wherever_it_stands(again, key, tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL_SET) + again)
+    with pytest.raises(ValueError, match=rf"small\.yaml: cannot be read as YAML: duplicate key {key}\n"):
         load_spec(path)
 
 
