@@ -198,7 +198,7 @@ TABLE: dict[str, Any] = {
 }
 VOCABULARY = Vocabulary(
     Path("vocabulary.yaml"),
-    {"lung": Concept("lung", ("lung field",), None, {}), "organ": Concept("organ", (), None, {})},
+    {"lung": Concept("lung", ("lung field",), None, "anatomy", {}), "organ": Concept("organ", (), None, "anatomy", {})},
 )
 
 
