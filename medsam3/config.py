@@ -154,12 +154,18 @@ class TrainDataConfig(DataConfig):
 
 
 @dataclass
-class EvaluationConfig:
-    """How predictions become masks and numbers; the same in validation and in evaluate.py."""
+class PredictionConfig:
+    """How the model's answers become masks; the same in validation, evaluation and prediction."""
 
-    score_threshold: float = MISSING  # a best mask below this score counts as empty; 0: always keep it (paper)
+    score_threshold: float = MISSING  # 0..1; a best mask below this score counts as empty; 0: always keep it (paper)
     resolve_overlaps: bool = MISSING  # exclusive concepts: pixel-wise highest confidence (paper, section 4.2)
     queries_per_pass: int = MISSING  # prompts per forward pass on one image
+
+
+@dataclass
+class EvaluationConfig:
+    """What is asked and shown; the same in validation and in evaluate.py."""
+
     images: int | None = MISSING  # images per data set; null: all
     overlays: int = MISSING  # pictures per data set
     workers: int = MISSING
@@ -215,6 +221,7 @@ class TrainConfig(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -224,10 +231,11 @@ class EvaluateConfig(RunConfig):
     split: Any = MISSING  # internal | external | train | val, or a list of data set names
     checkpoint: str = MISSING
     baseline: str | None = MISSING  # results.json of another checkpoint, shown beside this one
-    image_size: int = MISSING
+    image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
     bf16: bool = MISSING
     allow_training_rows: bool = MISSING  # evaluate on rows that the checkpoint was trained on
     data: DataConfig = field(default_factory=DataConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

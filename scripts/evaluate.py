@@ -2,7 +2,7 @@
 
 from medsam3.command_line import run_script
 from medsam3.config import EvaluateConfig, register_schemas
-from medsam3.evaluation.evaluator import evaluate
+from medsam3.evaluation.measurement import evaluate
 
 if __name__ == "__main__":
     register_schemas()

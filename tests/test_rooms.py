@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-GROUND = ("files", "messages", "bounds", "config", "distributed", "command_line")
+GROUND = ("files", "messages", "bounds", "config", "distributed", "versions", "command_line")
 DATA = ("registry", "layouts", "data", "preparation")
 NETWORK = ("checkpoints", "model", "prediction", "evaluation", "training", "benchmarks")
 BEFORE = {room: (*GROUND, *DATA[:i]) for i, room in enumerate(DATA)}
@@ -18,6 +18,7 @@ BEFORE |= {
     "messages": (),
     "bounds": (),
     "distributed": ("messages",),
+    "versions": (),
     "config": ("messages", "bounds"),
     "command_line": ("config", "distributed", "messages"),
     "checkpoints": (*GROUND, "registry"),

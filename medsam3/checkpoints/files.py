@@ -23,6 +23,7 @@ from torch import Tensor
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+RECORD = "training.json"  # what the weights were trained on: beside them, or in the metadata of their file
 WEIGHT_FILES = (SAFETENSORS, INDEX, "pytorch_model.bin", "state.pt")  # in the order of preference
 RUN_FOLDERS = ("best", "last")  # of a training run, in the order of preference
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -40,6 +41,7 @@ class StoredWeights:
     source: str  # what was read, for messages
     folder: Path | None  # that also holds config.json, perhaps tokenizer and processor
     tensors: dict[str, Tensor]  # memory-mapped
+    record: str | None = None  # what they were trained on, as training wrote it
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -72,7 +74,37 @@ def read_weights(path: Path) -> StoredWeights:
     else:
         tensors, key = _read_file(file)
     folder = file.parent if (file.parent / CONFIG).is_file() else None
-    return StoredWeights(f"{file}{f' [{key!r}]' if key else ''}{note}", folder, tensors)
+    return StoredWeights(f"{file}{f' [{key!r}]' if key else ''}{note}", folder, tensors, _record_of(file))
+
+
+def read_record(path: Path) -> str | None:
+    """What the weights of a file, folder or run were trained on, as training wrote it; None where nothing is known.
+
+    Raises:
+        ValueError: as `read_weights`.
+    """
+    return _record_of(_weight_file(path)[0] if path.is_dir() else path)
+
+
+def _record_of(file: Path) -> str | None:
+    """From the file's metadata, else from its folder, else (`last` of a run) from `best` beside it."""
+    text: str | None = None
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as stored:
+            text = (stored.metadata() or {}).get(RECORD)
+    elif zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            member = _record_member(archive)
+            text = archive.read(member).decode() if member in archive.namelist() else None
+    for folder in (file.parent, file.parent.parent / RUN_FOLDERS[0]) if file.name in WEIGHT_FILES else ():
+        if text is None and (folder / RECORD).is_file():
+            text = (folder / RECORD).read_text(encoding="utf-8")
+    return text
+
+
+def _record_member(archive: zipfile.ZipFile) -> str:
+    """The record's name in a file of torch.save; torch itself leaves what lies under extra/ alone."""
+    return f"{archive.namelist()[0].split('/')[0]}/extra/{RECORD}"
 
 
 def _weight_file(folder: Path) -> tuple[Path, str]:
@@ -177,18 +209,23 @@ def _tensors_of(content: Any, file: Path) -> tuple[dict[str, Tensor], str]:
     raise ValueError(f"{file}: holds no tensors, at the top or under {', '.join(STATE_KEYS)} (it is {kind[:200]})")
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises OSError if the disk is full."""
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, record: str | None = None) -> None:
+    """Write tensors, and in the metadata what they were trained on. Raises OSError if the disk is full."""
+    metadata = {"format": "pt"} | ({} if record is None else {RECORD: record})
     try:
         # Contiguous tensors, disjoint views of one storage included, are written from where they lie.
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
 
 
-def write_state_dict(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A flat file for torch.load, as Meta's sam3.pt is one. Raises OSError if the disk is full."""
+def write_state_dict(tensors: Mapping[str, Tensor], path: Path, record: str | None = None) -> None:
+    """A flat file for torch.load, as Meta's sam3.pt is one, with the record of training as a further member of the
+    archive, which torch.load does not look at. Raises OSError if the disk is full."""
     try:
         torch.save(dict(tensors), path)
     except RuntimeError as error:
         raise OSError(f"{path}: {error}") from error
+    if record is not None:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(_record_member(archive), record)

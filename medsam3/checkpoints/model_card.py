@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from medsam3.messages import markdown_table
 
 LICENCE_LINK = "https://github.com/facebookresearch/sam3/blob/main/LICENSE"
 USE = """\
@@ -42,8 +44,7 @@ class TrainingData:
     train_images: int
     validation_images: int
     prompts: Sequence[str]  # the texts that asked for its concepts
-    validation_dice: float | None  # 0..1; None: not validated
-    validation_iou: float | None
+    validation: Mapping[str, str]  # metric, as tables head it -> value, as they print it; empty: not validated
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class ModelCard:
     step: int  # optimizer steps done
     epoch: int
     loss: str  # the variant of the loss
+    validation: Mapping[str, str]  # likewise, the mean over data sets
     data: Sequence[TrainingData]
     code: str  # version or commit of this package
 
@@ -85,12 +87,9 @@ def _metadata(card: ModelCard) -> str:
 
 
 def _summary(card: ModelCard) -> str:
-    measured = [data for data in card.data if data.validation_dice is not None and data.validation_iou is not None]
-    score = "not measured"
-    if measured:
-        dice = sum(data.validation_dice or 0 for data in measured) / len(measured)
-        iou = sum(data.validation_iou or 0 for data in measured) / len(measured)
-        score = f"Dice {100 * dice:.1f} %, IoU {100 * iou:.1f} % (mean over {len(measured)} data sets)"
+    measured = sum(bool(data.validation) for data in card.data)
+    score = ", ".join(f"{heading} {value}" for heading, value in card.validation.items())
+    score = f"{score}: mean over {measured} data set{'s' * (measured != 1)}" if score else "not measured"
     return f"""
 # {card.name}
 
@@ -122,21 +121,27 @@ padded text). One prompt names one concept; the mask of the highest score is the
 
 
 def _data(card: ModelCard) -> str:
-    rows = [
-        f"| {_cell(data.title)} | {_cell(data.licence)} | {data.train_images} | {data.validation_images} "
-        f"| {_percent(data.validation_dice)} | {_percent(data.validation_iou)} | `{data.split_sha256}` |"
-        for data in card.data
-    ]
-    table = "\n".join(rows)
+    counts = ("training images", "validation images")
+    table = markdown_table(
+        ["data set", "licence", *counts, *card.validation, "split file"],
+        [
+            [
+                _cell(data.title),
+                _cell(data.licence),
+                str(data.train_images),
+                str(data.validation_images),
+                *(data.validation.get(heading, "-") for heading in card.validation),
+                f"`{data.split_sha256}`",
+            ]
+            for data in card.data
+        ],
+    )
     return f"""## Data
 
 Split by {card.split_by}. Do not evaluate on the training images; the hash (SHA-256) is that of the split file that
 lists them.
 
-| data set | licence | training images | validation images | Dice % | IoU % | split file |
-|---|---|---|---|---|---|---|
-{table}
-"""
+{table}"""
 
 
 def _prompts(card: ModelCard) -> str:
@@ -157,10 +162,6 @@ The weights derive from Meta's SAM3 and stay under the [SAM License]({LICENCE_LI
 pass them on under the same licence, with attribution, and mind the uses it excludes. The data sets have licences of
 their own, see above.
 """
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _cell(text: str) -> str:

@@ -8,13 +8,16 @@ of Sam3Model or Sam3VideoModel, and the runs of this package (`best`, `last`).
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTokenizer, Sam3Config, Sam3Model, Sam3Processor, Sam3VideoConfig
 
 from medsam3.checkpoints.account import other_model, problems, report, video_model_class
@@ -30,6 +33,7 @@ from medsam3.checkpoints.conversion import (
     with_meta_only,
 )
 from medsam3.checkpoints.files import (
+    RECORD,
     SAFETENSORS,
     StoredWeights,
     read_weights,
@@ -40,6 +44,7 @@ from medsam3.checkpoints.model_card import ModelCard, model_card
 from medsam3.checkpoints.model_config import choose_config, read_config, sized
 from medsam3.checkpoints.names import DETECTOR
 from medsam3.files import new_folder
+from medsam3.messages import listed
 
 if TYPE_CHECKING:
     from transformers import Sam3VideoModel
@@ -48,12 +53,14 @@ __all__ = [
     "Checkpoint",
     "convert_meta_to_transformers",
     "convert_transformers_to_meta",
+    "detector_model",
     "load_detector",
     "load_video_model",
     "open_checkpoint",
     "read_config",
     "replace_detector",
     "save_transformers_folder",
+    "weights_hash",
     "write_meta",
     "write_transformers",
 ]
@@ -70,6 +77,7 @@ class Checkpoint:
     report: str  # what came from where
     stored: StoredWeights
     layout: Layout
+    own_image_size: int  # px, of the record of its training, else of its configuration
 
 
 def load_detector(
@@ -90,9 +98,13 @@ def load_detector(
         ValueError: not readable without running code, not SAM3, or a tensor missing, unexpected or of another shape;
             lists them and names the likely cause.
     """
-    opened = open_checkpoint(path, "detector", config, image_size)
+    return detector_model(open_checkpoint(path, "detector", config, image_size))
+
+
+def detector_model(opened: Checkpoint) -> tuple[Sam3Model, str]:
+    """The Sam3Model of an opened checkpoint, and the report; see `load_detector`."""
     tensors = {name.removeprefix(DETECTOR): value for name, value in opened.tensors.items()}
-    return _instantiate(Sam3Model, opened.config, tensors), opened.report + _cast(tensors)
+    return _instantiate(Sam3Model, opened.config, tensors, opened.stored), opened.report + _cast(tensors)
 
 
 def load_video_model(
@@ -114,16 +126,23 @@ def load_video_model(
     opened = open_checkpoint(path, "video", config, image_size)
     if detector is not None:
         opened = replace_detector(opened, open_checkpoint(detector, "detector", config, image_size))
-    return _instantiate(video_model_class(), opened.config, opened.tensors), opened.report + _cast(opened.tensors)
+    model = _instantiate(video_model_class(), opened.config, opened.tensors, opened.stored)
+    return model, opened.report + _cast(opened.tensors)
 
 
 def _cast(tensors: Mapping[str, Tensor]) -> str:
     return "" if all(value.dtype == torch.float32 for value in tensors.values()) else "; cast to float32"
 
 
-def _instantiate(model_class: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _instantiate(model_class: Any, config: Any, tensors: Mapping[str, Tensor], stored: StoredWeights) -> Any:
     # The copy makes the weights independent of the file, and full precision for training.
     state = {name: value.to(torch.float32, copy=True).contiguous() for name, value in tensors.items()}
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{stored.source}: {len(broken)} of {len(state)} tensors hold NaN or infinity ({listed(broken)}): the "
+            "training that wrote them diverged, or the file is damaged; use an earlier checkpoint"
+        )
     config = copy.deepcopy(config)
     config.dtype = torch.float32
     model, problems = model_class.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
@@ -153,11 +172,30 @@ def open_checkpoint(
             "which this detector can be put (load_video_model(..., detector=), --template)"
         )
     selection = select(stored.tensors, layout, target)
-    config = sized(choose_config(stored, layout, config, selection.tensors, target), image_size)
+    config = choose_config(stored, layout, config, selection.tensors, target)
+    own_size = _recorded_size(stored) or config.image_size
+    config = sized(config, image_size or own_size)
     misfit = problems(selection.tensors, config, layout)
     if misfit:
         raise ValueError(f"{stored.source} ({layout}): {'; '.join(misfit)}")
-    return Checkpoint(selection.tensors, config, report(selection, config, stored), stored, layout)
+    return Checkpoint(selection.tensors, config, report(selection, config, stored), stored, layout, own_size)
+
+
+def _recorded_size(stored: StoredWeights) -> int | None:
+    """The image size of the record of training, px: a bare file in Meta's names has no configuration that says it."""
+    try:
+        return int(json.loads(stored.record)["image_size"]) if stored.record else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{stored.source}: its record of training ({RECORD}) is damaged ({error!r})") from error
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names and values: the same for one model in whatever layout its checkpoint is."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def replace_detector(video: Checkpoint, detector: Checkpoint) -> Checkpoint:
@@ -182,14 +220,20 @@ def replace_detector(video: Checkpoint, detector: Checkpoint) -> Checkpoint:
     else:
         effect = "the vision backbone is the video model's own, so the tracker sees the features it was trained on"
     lines = f"{video.report}\ndetector replaced: {detector.report}\n{effect}"
-    return Checkpoint(tensors, config, lines, video.stored, video.layout)
+    stored = dataclasses.replace(video.stored, record=detector.stored.record or video.stored.record)
+    return Checkpoint(tensors, config, lines, stored, video.layout, detector.own_image_size)
 
 
 def write_transformers(opened: Checkpoint, folder: Path) -> None:
-    """Write model.safetensors and config.json, in the precision of the source, for from_pretrained to open."""
+    """Write model.safetensors and config.json, in the precision of the source, for from_pretrained to open.
+
+    What the source says of its training goes into the metadata of the weights and into a file beside them.
+    """
     video = isinstance(opened.config, Sam3VideoConfig)
     tensors = {name if video else name.removeprefix(DETECTOR): value for name, value in opened.tensors.items()}
-    write_safetensors(tensors, folder / SAFETENSORS)
+    write_safetensors(tensors, folder / SAFETENSORS, opened.stored.record)
+    if opened.stored.record is not None:
+        (folder / RECORD).write_text(opened.stored.record, encoding="utf-8")
     config = copy.deepcopy(opened.config)
     config.architectures = ["Sam3VideoModel" if video else "Sam3Model"]
     config.dtype = next(iter(tensors.values())).dtype
@@ -215,7 +259,7 @@ def write_meta(reopen: Callable[[], Checkpoint], template: Mapping[str, Tensor] 
         if name not in meta:
             meta[name] = meta_tensor(opened.tensors, links)
     meta = with_meta_only({name: meta[name] for name in plan}, opened.config, template)
-    write_state_dict(meta, file)
+    write_state_dict(meta, file, opened.stored.record)
     prefixes = sorted({name.split(".")[0] for name in meta})
     lines = [f"{len(meta)} tensors in Meta's names ({' and '.join(prefixes)})"]
     points = sum(POINTS in name for name in meta)
@@ -241,7 +285,7 @@ def save_transformers_folder(
     processor: Sam3Processor,
     folder: Path,
     card: ModelCard,
-    notes: Mapping[str, str],
+    record: str,
 ) -> None:
     """Write model, configuration, tokenizer, processor and README.md; takes the place of `folder` when complete.
 
@@ -249,11 +293,11 @@ def save_transformers_folder(
     package. Whatever else was in the folder is gone.
 
     Args:
-        notes: other text files to write, by name.
+        record: what the model was trained on, as JSON.
     """
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        for name, text in {"README.md": model_card(card), **notes}.items():
+        for name, text in {"README.md": model_card(card), RECORD: record}.items():
             (temporary / name).write_text(text, encoding="utf-8")

@@ -5,38 +5,24 @@ Each rank takes every n-th image; the results of all ranks are sorted, so that t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from medsam3 import distributed
-from medsam3.config import EvaluateConfig, EvaluationConfig
-from medsam3.data.corpus import Corpus, open_corpus
-from medsam3.data.manifest import ImageRows, split_file
-from medsam3.evaluation.honesty import refuse_training_rows
-from medsam3.evaluation.metrics import dice, iou
+from medsam3.config import EvaluationConfig
+from medsam3.data.corpus import Corpus
+from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.metrics import METRICS, Comparison, dice, measure
 from medsam3.evaluation.pictures import overlay
 from medsam3.evaluation.scores import QueryResult, Score, summarise
-from medsam3.evaluation.tables import (
-    prompt_table,
-    read_baseline,
-    results_csv,
-    results_json,
-    score_table,
-)
-from medsam3.files import writable_folder, write_text
 from medsam3.layouts.instances import Mask
-from medsam3.model.detector import TextDetector
-from medsam3.model.load import load_sam3
 from medsam3.prediction.image import ImagePredictor, Prediction
-from medsam3.registry.spec import load_specs
 
 MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
 
@@ -76,29 +62,38 @@ class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Mask]]]):
         return rows, reader.image(item), {concept: masks[concept].union() for concept in rows.present}
 
 
-def run_evaluation(
-    predictor: ImagePredictor, corpus: Corpus, parts: dict[str, str], config: EvaluationConfig
-) -> Evaluation:
-    """Ask the model for every concept that is present in every image of the given part of each data set.
+def asked_images(corpus: Corpus, parts: Mapping[str, str], count: int | None) -> dict[str, list[ImageRows]]:
+    """The images to evaluate of each data set: those of its part that hold a concept, `count` of them spread evenly.
 
     Args:
         parts: data set -> part (train | val | external | all).
-
-    Returns:
-        The findings of all ranks, the same on every rank.
+        count: None: all.
 
     Raises:
         ValueError: a part holds no image with a mask.
     """
-    images: list[ImageRows] = []
-    pictured: set[tuple[str, str]] = set()
+    chosen = {}
     for name, part in parts.items():
         found = [rows for rows in corpus.images(name, part) if rows.present]
         if not found:
             raise ValueError(f"{name}: no image with a mask in part {part!r} of {corpus.split_file(name)}")
-        found = _evenly(found, config.images)
-        images += found
-        pictured |= {(rows.dataset, rows.item) for rows in _evenly(found, config.overlays)}
+        chosen[name] = _evenly(found, count)
+    return chosen
+
+
+def run_evaluation(
+    predictor: ImagePredictor, corpus: Corpus, asked: Mapping[str, list[ImageRows]], config: EvaluationConfig
+) -> Evaluation:
+    """Ask the model for every concept that is present in every image.
+
+    Args:
+        asked: data set -> images, see `asked_images`.
+
+    Returns:
+        The findings of all ranks, the same on every rank.
+    """
+    images = [rows for found in asked.values() for rows in found]
+    pictured = {(rows.dataset, rows.item) for found in asked.values() for rows in _evenly(found, config.overlays)}
     mine = images[distributed.rank() :: distributed.world_size()]
     workers = distributed.loading_processes(config.workers)
     loader: Any = DataLoader(TruthImages(corpus, mine), batch_size=None, collate_fn=_as_is, num_workers=workers)
@@ -107,7 +102,7 @@ def run_evaluation(
         loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2
     ):
         _evaluate_image(predictor, corpus, rows, image, truths, (rows.dataset, rows.item) in pictured, findings)
-    return _merge(distributed.gather_objects(findings), list(parts))
+    return _merge(distributed.gather_objects(findings), list(asked))
 
 
 def _as_is(value: Any) -> Any:
@@ -133,24 +128,28 @@ def _evaluate_image(
 ) -> None:
     concepts = list(truths)
     prompts = [corpus.prompt(rows.dataset, concept) for concept in concepts]
-    predictions = predictor.predict(image, concepts, corpus.exclusive(rows.dataset), prompts)
+    try:
+        predictions = predictor.predict(image, concepts, corpus.exclusive(rows.dataset), prompts)
+    except ValueError as error:
+        raise ValueError(f"{rows.dataset}/{rows.item}: {error}") from error
     for prompt, prediction in zip(prompts, predictions, strict=True):
         truth = truths[prediction.concept]
+        masks = Comparison(prediction.mask, truth)
         result = QueryResult(
-            rows.dataset,
-            rows.item,
-            prediction.concept,
-            prompt,
-            prediction.score,
-            dice(prediction.mask, truth),
-            iou(prediction.mask, truth),
-            int(truth.sum()),
-            int(prediction.mask.sum()),
+            dataset=rows.dataset,
+            item=rows.item,
+            concept=prediction.concept,
+            prompt=prompt,
+            score=prediction.score,
+            values=measure(masks),
+            truth_px=masks.truth_px,
+            prediction_px=masks.prediction_px,
         )
         findings.results.append(result)
         if pictured:
             name = f"{rows.dataset}_{rows.item}_{prediction.concept}.png".replace("/", "_").replace(" ", "_")
-            caption = f"{prompt}   score {result.score:.2f}   Dice {result.dice:.3f}   IoU {result.iou:.3f}"
+            values = (f"{metric.title} {result.values[key]:.3f}" for key, metric in METRICS.items())
+            caption = "   ".join([prompt, f"score {result.score:.2f}", *values])
             findings.overlays[name] = overlay(image, truth, prediction.mask, caption)
     if len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS:
         findings.cross_dice += _cross_dice(rows.dataset, predictions, truths)
@@ -161,7 +160,7 @@ def _cross_dice(
 ) -> list[tuple[str, str, str, float]]:
     """Dice of each prediction against the truth of every concept in the image: does the prompt matter?"""
     return [
-        (dataset, prediction.concept, concept, dice(prediction.mask, truth))
+        (dataset, prediction.concept, concept, dice(Comparison(prediction.mask, truth)))
         for prediction in predictions
         for concept, truth in truths.items()
     ]
@@ -183,73 +182,3 @@ def _merge(findings: list[_Findings], datasets: list[str]) -> Evaluation:
         },
         overlays=dict(sorted((name, picture) for f in findings for name, picture in f.overlays.items())),
     )
-
-
-def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Measure a checkpoint on a split and write results.csv, results.json, table.md, prompts.md and overlays/.
-
-    Raises:
-        ValueError: unknown split, no prepared data set, a checkpoint that cannot be loaded or that was trained on the
-            rows asked for, an output folder that cannot be written to.
-    """
-    device = distributed.select_device(config.device)
-    with distributed.process_group(device):
-        folder = writable_folder(config.output_dir, "output_dir", "output_root")
-        baseline = read_baseline(Path(config.baseline)) if config.baseline else None
-        parts, missing = _parts_of_split(config)
-        corpus = open_corpus(config.data, list(parts))
-        if not config.allow_training_rows:
-            refuse_training_rows(config.checkpoint, corpus, parts)
-        torch.manual_seed(config.seed)  # the weights of `tiny`
-        loaded = load_sam3(config.checkpoint, config.image_size)
-        detector = TextDetector(loaded.model).to(device)
-        say = print if distributed.is_main() else lambda *_: None
-        say(f"model    {loaded.report}")
-        say(f"data     {corpus.describe()}")
-        for name in missing:
-            say(f"missing  {name}: not prepared, left out (python scripts/prepare_data.py datasets={name})")
-        predictor = ImagePredictor(detector, loaded.tokenizer, config.image_size, config.evaluation, config.bf16)
-        evaluation = run_evaluation(predictor, corpus, parts, config.evaluation)
-        if distributed.is_main():
-            titles = {name: spec.title for name, spec in corpus.specs.items()}
-            table = score_table(evaluation.scores, titles, baseline)
-            write_text(folder / "table.md", table)
-            write_text(folder / "results.json", results_json(config.checkpoint, config.split, evaluation.scores))
-            write_evaluation(folder, evaluation)
-            say(f"\n{table}\nresults.csv, results.json, table.md, prompts.md and overlays/ lie in {folder}")
-        distributed.barrier()
-        return evaluation
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write results.csv, prompts.md and overlays/*.png; pictures of an earlier evaluation are removed."""
-    write_text(folder / "results.csv", results_csv(evaluation.results))
-    write_text(folder / "prompts.md", prompt_table(evaluation.prompt_dice))
-    pictures = folder / "overlays"
-    pictures.mkdir(exist_ok=True)
-    for old in pictures.glob("*.png"):
-        old.unlink()
-    for name, picture in evaluation.overlays.items():
-        picture.save(pictures / name)
-
-
-def _parts_of_split(config: EvaluateConfig) -> tuple[dict[str, str], list[str]]:
-    """The part to evaluate of each prepared data set of a split, and the data sets that are not prepared."""
-    use = {"train": "train", "val": "train", "internal": "internal", "external": "external"}
-    named = [config.split] if isinstance(config.split, str) else list(config.split)
-    if len(named) == 1 and named[0] in use:
-        specs = load_specs(use[named[0]])
-    else:
-        specs = load_specs(named)
-    prepared = {name for name in specs if split_file(config.data.splits, name).exists()}
-    if not prepared:
-        raise ValueError(
-            f"split={config.split}: none of its data sets is prepared in data.splits={config.data.splits}; "
-            f"run python scripts/prepare_data.py datasets={named[0]}"
-        )
-    parts = {}
-    for name in specs:
-        if name in prepared:
-            external = specs[name].used_for == ("external",)
-            parts[name] = "external" if external else "train" if named == ["train"] else "val"
-    return parts, [name for name in specs if name not in prepared]

@@ -1,17 +1,16 @@
-"""One result per query, and their means.
-
-Dice and IoU are fractions in 0..1 everywhere but in tables, which print percent.
-"""
+"""One result per query, and their means. Fractions are in 0..1 everywhere but in tables, which print percent."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from medsam3.evaluation.metrics import METRICS
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class QueryResult:
     """One concept asked of one image: a row of results.csv."""
 
@@ -20,18 +19,16 @@ class QueryResult:
     concept: str
     prompt: str
     score: float
-    dice: float
-    iou: float
+    values: dict[str, float]  # by the names of METRICS
     truth_px: int
     prediction_px: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """Means over the queries of a data set; the mean over data sets is unweighted, as in Table 3."""
 
-    dice: float
-    iou: float
+    values: dict[str, float]  # by the names of METRICS
     queries: int
     images: int
 
@@ -43,10 +40,7 @@ def summarise(results: Iterable[QueryResult]) -> dict[str, Score]:
         by_dataset.setdefault(result.dataset, []).append(result)
     return {
         name: Score(
-            dice=float(np.mean([r.dice for r in rows])),
-            iou=float(np.mean([r.iou for r in rows])),
-            queries=len(rows),
-            images=len({r.item for r in rows}),
+            values=_means([row.values for row in rows]), queries=len(rows), images=len({row.item for row in rows})
         )
         for name, rows in by_dataset.items()
     }
@@ -55,8 +49,11 @@ def summarise(results: Iterable[QueryResult]) -> dict[str, Score]:
 def mean_score(scores: dict[str, Score]) -> Score:
     """Unweighted mean over data sets (the row "Avg." of Table 3)."""
     return Score(
-        dice=float(np.mean([s.dice for s in scores.values()])),
-        iou=float(np.mean([s.iou for s in scores.values()])),
-        queries=sum(s.queries for s in scores.values()),
-        images=sum(s.images for s in scores.values()),
+        values=_means([score.values for score in scores.values()]),
+        queries=sum(score.queries for score in scores.values()),
+        images=sum(score.images for score in scores.values()),
     )
+
+
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([values[name] for values in rows])) for name in METRICS}

@@ -75,6 +75,10 @@ class ArrayStackReader(Reader):
         channels = [NamedPixels(key, values[..., key], where) for key in self._channels]
         return self._coding.decode(channels, values.shape[:2])
 
+    def place(self, item: Item) -> str:
+        row, _ = item.masks
+        return str(row)
+
     def _rows_of(self, pair: Pair) -> list[Item]:
         ((_, mask_files),) = pair.masks
         if len(mask_files) != 1:

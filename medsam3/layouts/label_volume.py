@@ -97,6 +97,10 @@ class LabelVolumeReader(Reader):
                 result = {concept: found for concept, found in result.items() if concept not in concepts}
         return result
 
+    def place(self, item: Item) -> str:
+        index, _ = item.masks
+        return f"{AXIS_LETTER[self.options.axis]}{index}"
+
     def unpack_jobs(self) -> list[Any]:
         return pair_files(self.spec, self.root, self.options.missing_mask)[0]
 

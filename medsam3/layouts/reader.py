@@ -128,6 +128,10 @@ class Reader(ABC):
             ValueError: a file that cannot be read, has another size than the image, or an unknown value; names it.
         """
 
+    def place(self, item: Item) -> str:
+        """Where in its image file an item's picture is (slice, row); empty where the file is the picture."""
+        return ""
+
     def unpack_jobs(self) -> list[Any]:
         """What is to be unpacked once, so that listing and reading are quick afterwards; each is a job for `unpack`."""
         return []

@@ -12,12 +12,21 @@ from torch import nn
 from transformers import CLIPTokenizer, Sam3ImageProcessor, Sam3Model, Sam3Processor
 from transformers.utils.logging import disable_progress_bar
 
+from medsam3.checkpoints.files import RECORD
 from medsam3.checkpoints.model_config import VIT_LAYER_NORM_EPS
-from medsam3.checkpoints.weights import load_detector
+from medsam3.checkpoints.weights import detector_model, open_checkpoint
 from medsam3.model.tiny import PATCH_PX, tiny_config
 from medsam3.model.tokenizer import ConceptTokenizer, clip_tokenizer, tokenizer_of
 
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.json", "merges.txt"]
+HUB_FILES = [
+    "config.json",
+    RECORD,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+]
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,19 @@ class LoadedModel:
     model: Sam3Model
     tokenizer: ConceptTokenizer
     report: str  # which tensors came from where
+    own_image_size: int  # what the checkpoint was trained at, px
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input that the model is built for, px."""
+        return int(self.model.config.image_size)
 
 
-def load_sam3(checkpoint: str, image_size: int) -> LoadedModel:
+def load_sam3(checkpoint: str, image_size: int | None) -> LoadedModel:
     """SAM3's detector, in float32, set as Meta's code has it (see below), for square images of `image_size` px.
 
     Args:
+        image_size: None: what the checkpoint was trained at.
         checkpoint: `tiny` (random weights), a file of Meta's or of the Medical-SAM3 authors', a transformers folder, a
             run of this package, or a hub id such as facebook/sam3.
 
@@ -39,22 +55,35 @@ def load_sam3(checkpoint: str, image_size: int) -> LoadedModel:
 
     Raises:
         ValueError: no such checkpoint, one that is not SAM3 or not complete, a gated one without permission, or an
-            image size that is no multiple of 14.
+            image size that is no multiple of 14; weights that are NaN or infinite.
     """
     disable_progress_bar()  # of transformers, for one file
-    if image_size <= 0 or image_size % PATCH_PX:
+    if image_size is not None and (image_size <= 0 or image_size % PATCH_PX):
         raise ValueError(f"image_size={image_size}: must be a multiple of {PATCH_PX}, for example 224 or 1008")
-    if checkpoint == "tiny":
-        model, report = Sam3Model(tiny_config(image_size)), "tiny, random weights"
+    path = local_checkpoint(checkpoint)
+    if path is None:
+        if image_size is None:
+            raise ValueError(f"checkpoint={checkpoint} has no size of its own: set image_size, for example 168")
+        model, report, own_size = Sam3Model(tiny_config(image_size)), "tiny, random weights", image_size
         tokenizer = ConceptTokenizer(clip_tokenizer())
     else:
-        path = Path(checkpoint)
-        if not path.exists():
-            path = _download(checkpoint)
-        model, report = load_detector(path, image_size)
+        opened = open_checkpoint(path, "detector", image_size=image_size)
+        own_size = opened.own_image_size
+        model, report = detector_model(opened)
         tokenizer = ConceptTokenizer(tokenizer_of(path))
     _as_meta(model)
-    return LoadedModel(model, tokenizer, report)
+    return LoadedModel(model, tokenizer, report, own_size)
+
+
+def local_checkpoint(checkpoint: str) -> Path | None:
+    """The file or folder that holds the weights, downloaded if need be; None for `tiny`, which has none.
+
+    Raises:
+        ValueError: as `load_sam3`.
+    """
+    if checkpoint == "tiny":
+        return None
+    return Path(checkpoint) if Path(checkpoint).exists() else _download(checkpoint)
 
 
 def _as_meta(model: Sam3Model) -> None:

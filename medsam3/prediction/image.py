@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsam3.config import EvaluationConfig
+from medsam3.config import PredictionConfig
 from medsam3.data.transforms import image_to_tensor
 from medsam3.layouts.instances import Mask
+from medsam3.messages import listed
 from medsam3.model.detector import TextDetector
 from medsam3.model.tokenizer import ConceptTokenizer
 from medsam3.prediction.overlaps import resolve_overlaps
@@ -39,7 +40,7 @@ class ImagePredictor:
         detector: TextDetector,
         tokenizer: ConceptTokenizer,
         image_size: int,
-        config: EvaluationConfig,
+        config: PredictionConfig,
         bf16: bool,
     ) -> None:
         self.detector = detector
@@ -61,10 +62,20 @@ class ImagePredictor:
             prompts: the words to use for each concept, where they differ from its name.
 
         Returns:
-            One prediction per concept, in their order. Below `evaluation.score_threshold` the mask is empty.
+            One prediction per concept, in their order. Below `score_threshold` the mask is empty.
+
+        Raises:
+            ValueError: the model answers with scores or masks that are not finite.
         """
         pixels = image_to_tensor(image, self.image_size)[None]
-        scores, logits = self._best_masks(pixels, list(prompts) or list(concepts))
+        texts = list(prompts) or list(concepts)
+        scores, logits = self._best_masks(pixels, texts)
+        finite = scores.isfinite() & logits.isfinite().flatten(1).all(dim=1).cpu()
+        if not finite.all():
+            asked = listed([text for text, fine in zip(texts, finite, strict=True) if not fine])
+            raise ValueError(
+                f"the model's scores or masks are not finite for: {asked}; check its weights, try bf16=false"
+            )
         logits = _resize(logits, image.shape[:2])
         masks = (logits > 0).cpu().numpy()
         kept = scores >= self.config.score_threshold

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import netrc
 import os
 import platform
 import secrets
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +17,9 @@ from tqdm import tqdm
 from medsam3 import distributed
 from medsam3.config import WandbConfig
 from medsam3.files import write_text
+from medsam3.versions import code_version, package_versions
 
 WandbMode = Literal["online", "offline", "disabled"]
-PACKAGES = ("medsam3", "torch", "torchvision", "transformers", "numpy", "scipy", "pillow", "hydra-core")
 
 
 class RunLog:
@@ -76,26 +74,12 @@ def write_run_facts(folder: Path, config_yaml: str) -> None:
     """config.yaml and environment.json: what is needed to repeat the run (no environment variables are recorded)."""
     write_text(folder / "config.yaml", config_yaml)
     facts = {
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": package_versions(),
         "python": platform.python_version(),
         "code": code_version(),
         "processes": distributed.world_size(),
     }
     write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def code_version() -> str:
-    """The git commit of this package, or its version where it is installed without its history."""
-    root = Path(__file__).parents[2]
-    answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
-    return answer.stdout.strip() or f"version {_version('medsam3')}"
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

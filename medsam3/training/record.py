@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from medsam3.checkpoints.model_card import ModelCard, TrainingData
 from medsam3.checkpoints.weights import save_transformers_folder
 from medsam3.config import TrainConfig
 from medsam3.data.corpus import Corpus
-from medsam3.evaluation.honesty import RECORD_FILE
-from medsam3.evaluation.scores import Score
+from medsam3.evaluation.honesty import TrainingRecord
+from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.scores import Score, mean_score
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
-from medsam3.training.log import code_version
+from medsam3.versions import code_version
 
 
 def write_best(
@@ -24,11 +24,13 @@ def write_best(
     scores: dict[str, Score],
     epoch: int,
     step: int,
+    trained_images: dict[str, list[str]],
 ) -> None:
     """Write a model for its users: a transformers folder with a model card and the record of its training data.
 
     Args:
         scores: of the validation that found this model to be the best so far.
+        trained_images: fingerprints of the training images of each data set.
     """
     card = ModelCard(
         name=config.name,
@@ -39,24 +41,31 @@ def write_best(
         epoch=epoch,
         loss=config.loss.variant,
         code=code_version(),
+        validation=_shown(mean_score(scores)) if scores else {},
         data=[_training_data(corpus, name, scores.get(name)) for name in corpus.specs],
     )
-    record = {
-        "image_size": config.model.image_size,
-        "split_by": corpus.split_by,
-        "splits": {name: corpus.split_hash(name) for name in corpus.specs},
-        "validation": {name: {"dice": score.dice, "iou": score.iou} for name, score in scores.items()},
-        "epoch": epoch,
-        "step": step,
-    }
+    record = TrainingRecord(
+        image_size=config.model.image_size,
+        split_by=corpus.split_by,
+        splits={name: corpus.split_hash(name) for name in corpus.specs},
+        validation={name: score.values for name, score in scores.items()},
+        epoch=epoch,
+        step=step,
+        images=trained_images,
+    )
     save_transformers_folder(
         loaded.model,
         loaded.tokenizer.tokenizer,
         processor(loaded.tokenizer.tokenizer, config.model.image_size),
         folder,
         card,
-        {RECORD_FILE: json.dumps(record, indent=2) + "\n"},
+        record.json(),
     )
+
+
+def _shown(score: Score) -> dict[str, str]:
+    """Heading of each metric -> its value, as tables print it."""
+    return {metric.heading: f"{metric.printed(score.values[name]):.1f}" for name, metric in METRICS.items()}
 
 
 def _training_data(corpus: Corpus, name: str, score: Score | None) -> TrainingData:
@@ -69,6 +78,5 @@ def _training_data(corpus: Corpus, name: str, score: Score | None) -> TrainingDa
         train_images=len(corpus.manifest.select("train", name)),
         validation_images=len(corpus.manifest.select("val", name)),
         prompts=[corpus.prompt(name, concept) for concept in corpus.specs[name].concept_names],
-        validation_dice=score.dice if score else None,
-        validation_iou=score.iou if score else None,
+        validation=_shown(score) if score else {},
     )

@@ -40,3 +40,4 @@ class Run:
     total_steps: int
     progress: Progress
     log: RunLog
+    trained_images: dict[str, list[str]]  # fingerprints by data set; on the main rank, which writes `best`

@@ -25,12 +25,14 @@ from medsam3.data.batch import Batch, collate
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.sampler import ImageSampler
-from medsam3.evaluation.evaluator import run_evaluation
+from medsam3.evaluation.evaluator import asked_images, run_evaluation
+from medsam3.evaluation.honesty import training_images
+from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.scores import mean_score
 from medsam3.files import writable_folder
 from medsam3.model.detector import TextDetector
 from medsam3.model.freeze import freeze_unreached
-from medsam3.model.load import load_sam3
+from medsam3.model.load import load_sam3, local_checkpoint
 from medsam3.model.tokenizer import ConceptTokenizer
 from medsam3.prediction.image import ImagePredictor
 from medsam3.training.log import RunLog, write_run_facts
@@ -115,6 +117,9 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         total_steps=int(total_steps),
         progress=progress,
         log=log,
+        trained_images=training_images(corpus, local_checkpoint(config.model.checkpoint))
+        if distributed.is_main()
+        else {},
     )
 
 
@@ -198,24 +203,24 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def _validate(run: Run) -> None:
     """Evaluate on the validation part; keep the model in `best` if its mean Dice is the best so far."""
     predictor = ImagePredictor(
-        run.detector, run.loaded.tokenizer, run.config.model.image_size, run.config.evaluation, run.config.trainer.bf16
+        run.detector, run.loaded.tokenizer, run.config.model.image_size, run.config.prediction, run.config.trainer.bf16
     )
-    evaluation = run_evaluation(
-        predictor, run.corpus, {name: "val" for name in run.corpus.specs}, run.config.evaluation
-    )
+    asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), run.config.evaluation.images)
+    evaluation = run_evaluation(predictor, run.corpus, asked, run.config.evaluation)
     mean = mean_score(evaluation.scores)
-    values = {"validation/dice": mean.dice, "validation/iou": mean.iou}
+    values = {f"validation/{metric}": value for metric, value in mean.values.items()}
     for name, score in evaluation.scores.items():
-        values |= {f"validation/{name}/dice": score.dice, f"validation/{name}/iou": score.iou}
+        values |= {f"validation/{name}/{metric}": value for metric, value in score.values.items()}
     run.log.scalars(run.progress.step, values)
     run.log.pictures(run.progress.step, evaluation.overlays)
-    better = mean.dice > run.progress.best_dice
+    better = mean.values["dice"] > run.progress.best_dice
+    shown = "  ".join(f"{metric.title} {mean.values[name]:.3f}" for name, metric in METRICS.items())
     run.log.line(
-        f"epoch {run.progress.epoch:3d}  validation Dice {mean.dice:.3f}  IoU {mean.iou:.3f}"
-        f"  ({mean.queries} queries){'  best so far' if better else ''}"
+        f"epoch {run.progress.epoch:3d}  validation {shown}  ({mean.queries} queries)"
+        f"{'  best so far' if better else ''}"
     )
     if better:
-        run.progress.best_dice = mean.dice
+        run.progress.best_dice = mean.values["dice"]
         if distributed.is_main():
             progress = run.progress
             write_best(
@@ -226,5 +231,6 @@ def _validate(run: Run) -> None:
                 evaluation.scores,
                 progress.epoch,
                 progress.step,
+                run.trained_images,
             )
     distributed.barrier()

@@ -14,6 +14,7 @@ import torch
 from transformers import Sam3Config, Sam3Model, Sam3Processor
 
 from medsam3.checkpoints.conversion import convert_transformers_to_meta
+from medsam3.checkpoints.files import read_record
 from medsam3.checkpoints.weights import load_detector
 from medsam3.model.tiny import tiny_config
 from tests.tiny_sam3 import (
@@ -142,6 +143,28 @@ def test_tokenizer_and_processor_come_with_a_model_of_clips_vocabulary(convert, 
     processor = Sam3Processor.from_pretrained(tmp_path / "out", local_files_only=True)
     assert status == 0 and processor.target_size == 56
     assert processor(text="polyp", return_tensors="pt").input_ids.shape == (1, 32)
+
+
+def test_the_record_of_training_and_the_image_size_travel_with_the_weights(convert, tmp_path):
+    """From a run to Meta's file, with the same tensors as without, from there to a folder and to a lone file."""
+    detector().save_pretrained(tmp_path / "run/best")
+    assert convert(tmp_path / "run", tmp_path / "bare.pt", "--to", "meta")[0] == 0
+    record = json.dumps({"image_size": 112, "images": {"drive": ["0123"]}})
+    (tmp_path / "run/best/training.json").write_text(record)
+    assert convert(tmp_path / "run", tmp_path / "tuned.pt", "--to", "meta")[0] == 0
+    for mapped in (False, True):
+        tensors = torch.load(tmp_path / "tuned.pt", weights_only=True, mmap=mapped)
+        assert equal(tensors, torch.load(tmp_path / "bare.pt", weights_only=True))
+    assert read_record(tmp_path / "tuned.pt") == record and read_record(tmp_path / "bare.pt") is None
+
+    larger = Sam3Config(**json.loads(CONFIG_FILE.read_text()))
+    larger.image_size = 168
+    (tmp_path / "config.json").write_text(larger.to_json_string())
+    options = ["--to", "transformers", "--config", tmp_path / "config.json"]
+    assert convert(tmp_path / "tuned.pt", tmp_path / "folder", *options)[0] == 0
+    assert read_record(tmp_path / "folder") == record and load_detector(tmp_path / "folder")[0].config.image_size == 112
+    (tmp_path / "folder/model.safetensors").rename(tmp_path / "alone.safetensors")
+    assert read_record(tmp_path / "alone.safetensors") == record
 
 
 REFUSED = {  # arguments after SRC DST -> words of the message

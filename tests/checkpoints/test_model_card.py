@@ -21,6 +21,7 @@ from medsam3.model.tiny import tiny_config
 from medsam3.model.tokenizer import clip_tokenizer
 
 SIZE_PX = 56
+RECORD = '{"image_size": 56}'
 DRIVE = TrainingData(
     name="drive",
     title="DRIVE",
@@ -29,8 +30,7 @@ DRIVE = TrainingData(
     train_images=17,
     validation_images=3,
     prompts=["retinal blood vessel"],
-    validation_dice=0.8,
-    validation_iou=0.6,
+    validation={"Dice (%)": "80.0", "IoU (%)": "60.0"},
 )
 CARD = ModelCard(
     name="full_finetune",
@@ -40,9 +40,10 @@ CARD = ModelCard(
     step=120,
     epoch=2,
     loss="sam3",
+    validation={"Dice (%)": "70.0", "IoU (%)": "60.0"},
     data=[
         DRIVE,
-        replace(DRIVE, name="kvasir", title="Kvasir-SEG", prompts=["polyp", "colon polyp"], validation_dice=0.6),
+        replace(DRIVE, name="kvasir", title="Kvasir-SEG", prompts=["polyp", "colon polyp"]),
     ],
     code="0123abc",
 )
@@ -58,7 +59,7 @@ def model() -> Sam3Model:
 def exported(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "best"
     tokenizer = clip_tokenizer()
-    save_transformers_folder(model, tokenizer, processor(tokenizer, SIZE_PX), folder, CARD, {"training.json": "{}"})
+    save_transformers_folder(model, tokenizer, processor(tokenizer, SIZE_PX), folder, CARD, RECORD)
     return folder
 
 
@@ -66,7 +67,8 @@ def test_the_card_has_the_facts():
     text = model_card(CARD)
     for fact in ("facebook/sam3", "120 steps", "56 px", "DRIVE", "Kvasir-SEG", "ab" * 32, "17", "0123abc"):
         assert fact in text
-    assert "Dice 70.0 %, IoU 60.0 % (mean over 2 data sets)" in text  # (0.8 + 0.6) / 2
+    assert "| validation | Dice (%) 70.0, IoU (%) 60.0: mean over 2 data sets |" in text
+    assert "| 17 | 3 | 80.0 | 60.0 |" in text
     assert "- Kvasir-SEG: polyp, colon polyp" in text
     assert "input_boxes_labels" in text and "-10" in text and "SAM License" in text
     assert "CC BY 4.0 \\| own terms" in text  # would end the cell otherwise
@@ -80,8 +82,9 @@ def test_the_metadata_block_is_yaml():
 
 
 def test_what_was_not_measured_is_said():
-    card = model_card(replace(CARD, data=[replace(DRIVE, validation_dice=None, validation_iou=None)]))
-    assert "| validation | not measured |" in card and "| 3 | - | - |" in card
+    card = model_card(replace(CARD, data=[replace(DRIVE, validation={})]))
+    assert "| 17 | 3 | - | - |" in card
+    assert "| validation | not measured |" in model_card(replace(CARD, validation={}))
 
 
 @pytest.mark.slow
@@ -119,7 +122,7 @@ def test_the_exported_folder_opens_and_is_readable_by_others(exported, model):
     assert inputs["input_ids"].flatten()[:3].tolist() == [49406, *clip_tokenizer()("polyp").input_ids[1:3]]
     assert inputs["input_ids"].shape[-1] == 32
     assert (exported / "model.safetensors").stat().st_mode == (exported / "config.json").stat().st_mode
-    assert (exported / "training.json").read_text() == "{}"
+    assert (exported / "training.json").read_text() == RECORD
     loaded, report = load_detector(exported)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     assert "transformers layout" in report
@@ -128,9 +131,9 @@ def test_the_exported_folder_opens_and_is_readable_by_others(exported, model):
 def test_a_new_export_takes_the_place_of_the_old_one_at_once(model, tmp_path):
     tokenizer = clip_tokenizer()
     tools = tokenizer, processor(tokenizer, SIZE_PX)
-    save_transformers_folder(model, *tools, tmp_path / "best", CARD, {})
+    save_transformers_folder(model, *tools, tmp_path / "best", CARD, RECORD)
     (tmp_path / "best/old.txt").touch()
-    save_transformers_folder(model, *tools, tmp_path / "best", replace(CARD, name="second"), {})
+    save_transformers_folder(model, *tools, tmp_path / "best", replace(CARD, name="second"), RECORD)
     assert "# second" in (tmp_path / "best/README.md").read_text()
     assert not (tmp_path / "best/old.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
@@ -142,8 +145,8 @@ def test_a_failed_export_leaves_the_old_one(model, tmp_path):
             raise OSError("no space left on device")
 
     tokenizer = clip_tokenizer()
-    save_transformers_folder(model, tokenizer, processor(tokenizer, SIZE_PX), tmp_path / "best", CARD, {})
+    save_transformers_folder(model, tokenizer, processor(tokenizer, SIZE_PX), tmp_path / "best", CARD, RECORD)
     with pytest.raises(OSError, match="no space"):
-        save_transformers_folder(model, tokenizer, Full(), tmp_path / "best", replace(CARD, name="second"), {})
+        save_transformers_folder(model, tokenizer, Full(), tmp_path / "best", replace(CARD, name="second"), RECORD)
     assert "# full_finetune" in (tmp_path / "best/README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["best"]

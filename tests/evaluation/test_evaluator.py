@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from medsam3.evaluation.evaluator import Evaluation
+from medsam3.evaluation.measurement import write_evaluation
 from tests.scripts import run_script, train_template
 
 EVALUATE = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "evaluation.images=6", "device=cpu"]
@@ -40,15 +44,66 @@ def test_results_json_is_the_mean_of_results_csv_and_every_query_has_a_row(data,
     assert Image.open(picture).size[0] > 600
 
 
-def test_a_checkpoint_is_not_evaluated_on_what_it_was_trained_on(data, tmp_path):
-    train_template(tmp_path, data, "name=run", "trainer.max_steps=1")
-    common = [*EVALUATE[1:], *data, "checkpoint=runs/run"]
-    run_script("evaluate.py", *common, cwd=tmp_path)
-    done = run_script("evaluate.py", *common, "data.split.by=group", cwd=tmp_path, check=False)
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    """A run of one step at 56 px; nothing writes into its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_template(folder, data, "name=run", "trainer.max_steps=1")
+    return folder / "runs/run"
+
+
+def evaluate(run: Path, data: list[str], cwd: Path, *overrides: str, check: bool = True):
+    """Evaluate a run at its own image size."""
+    common = [*EVALUATE[2:], *data, f"checkpoint={run}"]
+    return run_script("evaluate.py", *common, *overrides, cwd=cwd, check=check)
+
+
+def question(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())["question"]
+
+
+def test_a_checkpoint_is_not_evaluated_on_what_it_was_trained_on(run, data, tmp_path):
+    done = evaluate(run, data, tmp_path, "data.split.by=group", check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "was split by image in training and is split by group now" in done.stderr
     assert "allow_training_rows=true" in done.stderr
-    run_script("evaluate.py", *common, "data.split.by=group", "allow_training_rows=true", cwd=tmp_path)
+    evaluate(run, data, tmp_path, "data.split.by=group", "allow_training_rows=true")
+    assert question(tmp_path / "runs/evaluation")["training_rows_allowed"] is True
+
+
+def test_the_size_is_the_checkpoints_own_and_another_one_is_said_and_recorded(run, data, tmp_path):
+    done = evaluate(run, data, tmp_path, "name=own")
+    assert "WARNING" not in done.stdout
+    asked = question(tmp_path / "runs/own")
+    assert (asked["image_size"], asked["own_image_size"]) == (56, 56)
+    done = evaluate(run, data, tmp_path, "name=other", "image_size=112", f"baseline={tmp_path}/runs/own/results.json")
+    assert "WARNING  image_size=112: the checkpoint was trained at 56 px" in done.stdout
+    asked = question(tmp_path / "runs/other")
+    assert (asked["image_size"], asked["own_image_size"]) == (112, 56)
+    assert "- image_size: 56 -> 112\n" in (tmp_path / "runs/other/table.md").read_text()
+
+
+def test_a_baseline_of_fewer_images_is_refused(run, data, tmp_path):
+    evaluate(run, data, tmp_path, "name=few", "evaluation.images=3")
+    done = evaluate(run, data, tmp_path, f"baseline={tmp_path}/runs/few/results.json", check=False)
+    assert done.returncode == 2 and "asked on other images" in done.stderr
+    assert "rows.mni152.images: 3 -> 6" in done.stderr
+
+
+def test_a_checkpoint_that_diverged_is_refused(run, data, tmp_path):
+    shutil.copytree(run / "best", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken/model.safetensors")
+    weights["text_projection.bias"][0] = float("nan")
+    save_file(weights, tmp_path / "broken/model.safetensors", {"format": "pt"})
+    done = evaluate(tmp_path / "broken", data, tmp_path, check=False)
+    assert done.returncode == 2 and "1 of 404 tensors hold NaN or infinity (text_projection.bias)" in done.stderr
+
+
+def test_one_concept_has_no_table_of_prompts(run, data, tmp_path):
+    (tmp_path / "runs/run").mkdir(parents=True)
+    (tmp_path / "runs/run/prompts.md").write_text("of an earlier evaluation")
+    write_evaluation(tmp_path / "runs/run", Evaluation(results=[], scores={}, prompt_dice={}, overlays={}))
+    assert not (tmp_path / "runs/run/prompts.md").exists()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +112,8 @@ def test_a_checkpoint_is_not_evaluated_on_what_it_was_trained_on(data, tmp_path)
         (["split=nope"], "nope"),
         (["split=external"], "none of its data sets is prepared"),
         (["checkpoint=no/such/folder"], "no/such/folder"),
+        (["image_size=null"], "checkpoint=tiny has no size of its own: set image_size"),
+        (["prediction.score_threshold=5"], "prediction.score_threshold=5.0: must be"),
         (["baseline=no_such.json"], "baseline=no_such.json: no such file"),
     ],
 )

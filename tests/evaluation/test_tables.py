@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medsam3.config import PredictionConfig
+from medsam3.evaluation import metrics
+from medsam3.evaluation.metrics import METRICS, Metric
 from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
+from medsam3.evaluation.question import Question, Rows
 from medsam3.evaluation.scores import QueryResult, Score, mean_score, summarise
 from medsam3.evaluation.tables import read_baseline, results_csv, results_json, score_table
 
 
 def _result(dataset: str, item: str, concept: str, dice: float, iou: float) -> QueryResult:
-    return QueryResult(dataset, item, concept, concept, 0.5, dice, iou, 10, 12)
+    return QueryResult(
+        dataset=dataset,
+        item=item,
+        concept=concept,
+        prompt=concept,
+        score=0.5,
+        values={"dice": dice, "iou": iou},
+        truth_px=10,
+        prediction_px=12,
+    )
+
+
+def _score(dice: float, iou: float, queries: int = 2, images: int = 2) -> Score:
+    return Score(values={"dice": pytest.approx(dice), "iou": pytest.approx(iou)}, queries=queries, images=images)
 
 
 RESULTS = [
@@ -22,18 +40,38 @@ RESULTS = [
     _result("papila", "RET002OD", "optic cup", 0.9, 0.8),
     _result("papila", "RET002OD", "optic disc", 1.0, 1.0),
 ]
+ROWS = Rows(
+    part="val", split_by="image", split_sha256="aa", images=2, images_sha256="bb", prompts={"optic cup": "optic cup"}
+)
+QUESTION = Question(
+    checkpoint="runs/a",
+    weights_sha256="cc",
+    image_size=1008,
+    own_image_size=1008,
+    prediction=PredictionConfig(score_threshold=0.0, resolve_overlaps=True, queries_per_pass=8),
+    prompts="canonical",
+    precision="float32",
+    seed=42,
+    training_rows_allowed=False,
+    code="0123abc",
+    versions={"torch": "2"},
+    rows={"drive": ROWS, "papila": ROWS},
+)
 
 
 def test_a_score_is_the_mean_over_queries_and_the_average_the_mean_over_data_sets():
-    scores = summarise(RESULTS)
-    assert scores["drive"] == Score(pytest.approx(0.6), pytest.approx(0.5), queries=2, images=2)
-    assert scores["papila"] == Score(pytest.approx(0.95), pytest.approx(0.9), queries=2, images=1)
-    mean = mean_score(scores)
-    assert (mean.dice, mean.iou) == (pytest.approx(0.775), pytest.approx(0.7))
+    found = summarise(RESULTS)
+    assert found["drive"] == _score(0.6, 0.5)
+    assert found["papila"] == _score(0.95, 0.9, images=1)
+    assert mean_score(found).values == {"dice": pytest.approx(0.775), "iou": pytest.approx(0.7)}
 
 
 def test_table_has_the_columns_of_table_3_when_a_baseline_is_given():
-    baseline = {"drive": Score(0.248, 0.143, 2, 2), "papila": Score(0.862, 0.787, 2, 1)}
+    baseline = {
+        "drive": Score(values={"dice": 0.248, "iou": 0.143}, queries=2, images=2),
+        "papila": Score(values={"dice": 0.862, "iou": 0.787}, queries=2, images=1),
+        "glas": Score(values={"dice": 0.0, "iou": 0.0}, queries=2, images=1),  # not asked now: not in the average
+    }
     table = score_table(summarise(RESULTS), {"drive": "DRIVE", "papila": "PAPILA"}, baseline)
     lines = table.splitlines()
     assert lines[0] == "| Dataset | Dice baseline | Dice ours | Dice Δ | IoU baseline | IoU ours | IoU Δ |"
@@ -41,28 +79,95 @@ def test_table_has_the_columns_of_table_3_when_a_baseline_is_given():
     assert lines[4] == "| **Avg.** | 55.5 | 77.5 | +22.0 | 46.5 | 70.0 | +23.5 |"
 
 
-def test_a_baseline_without_the_data_set_is_refused():
-    with pytest.raises(ValueError, match="no data set papila; it has drive"):
-        score_table(summarise(RESULTS), {}, {"drive": Score(0.2, 0.1, 2, 2)})
+def test_table_without_baseline():
+    lines = score_table(summarise(RESULTS), {"drive": "DRIVE"}).splitlines()
+    assert lines[0] == "| Dataset | Dice (%) | IoU (%) | queries | images |"
+    assert lines[2:] == [
+        "| DRIVE | 60.0 | 50.0 | 2 | 2 |",
+        "| papila | 95.0 | 90.0 | 2 | 1 |",
+        "| **Avg.** | 77.5 | 70.0 | 4 | 3 |",
+    ]
 
 
-def test_results_json_has_the_agreed_form_and_can_be_read_as_a_baseline(tmp_path):
-    text = results_json("runs/a", "internal", summarise(RESULTS))
-    content = json.loads(text)
+def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
+    """Columns, means and headings follow METRICS; a metric in a unit of its own is printed as it is."""
+    monkeypatch.setitem(METRICS, "pixels", Metric("Size", lambda masks: float(masks.truth_px), is_fraction=False))
+    masks = metrics.Comparison(np.ones((2, 2), bool), np.ones((2, 2), bool))
+    row = QueryResult(**vars(RESULTS[0]) | {"values": metrics.measure(masks)})
+    assert results_csv([row]).splitlines()[1].endswith("0.500000,1.000000,1.000000,4.000000,10,12")
+    table = score_table(summarise([row]), {}).splitlines()
+    assert table[0] == "| Dataset | Dice (%) | IoU (%) | Size | queries | images |" and "| 4.0 | 1 | 1 |" in table[2]
+
+
+def test_results_json_says_what_was_asked_and_can_be_read_as_a_baseline(tmp_path):
+    content = json.loads(results_json("internal", QUESTION, summarise(RESULTS)))
     assert content["checkpoint"] == "runs/a" and content["split"] == "internal"
     assert content["datasets"]["drive"] == {
         "dice": pytest.approx(0.6), "iou": pytest.approx(0.5), "queries": 2, "images": 2,
     }  # fmt: skip
     assert content["mean"] == {"dice": pytest.approx(0.775), "iou": pytest.approx(0.7)}
-    (tmp_path / "results.json").write_text(text)
-    assert read_baseline(tmp_path / "results.json")["drive"].queries == 2
+    assert content["question"]["rows"]["drive"]["images_sha256"] == "bb"
+    baseline = read_baseline(_saved(tmp_path, content))
+    assert baseline.scores["drive"].queries == 2 and baseline.differences(QUESTION) == []
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"datasets": {"drive": {"f1": 1}}}'])
+def _content() -> dict:
+    return json.loads(results_json("internal", QUESTION, summarise(RESULTS)))
+
+
+def _saved(folder: Path, content: dict) -> Path:
+    path = folder / "results.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "line"),
+    [
+        (["image_size"], 504, "image_size: 504 -> 1008"),
+        (["prediction", "score_threshold"], 0.1, "prediction.score_threshold: 0.1 -> 0.0"),
+        (["prompts"], "paper", "prompts: paper -> canonical"),
+        (["rows", "drive", "prompts", "optic cup"], "cup", "rows.drive.prompts.optic cup: cup -> optic cup"),
+        (["rows", "drive", "split_sha256"], "zz", "rows.drive.split_sha256: zz -> aa"),
+        (["precision"], "bfloat16", "precision: bfloat16 -> float32"),
+        (["versions", "torch"], "1", "versions.torch: 1 -> 2"),
+    ],
+)
+def test_what_was_asked_differently_is_named(keys, value, line, tmp_path):
+    content = _content()
+    place = content["question"]
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    content["question"] |= {"checkpoint": "another", "weights_sha256": "that is the point"}
+    assert read_baseline(_saved(tmp_path, content)).differences(QUESTION) == [line]
+
+
+def test_a_baseline_on_other_images_is_refused_with_all_that_differs(tmp_path):
+    content = _content()
+    content["question"]["rows"]["drive"] |= {"images": 95, "images_sha256": "ee"}
+    content["question"]["rows"]["glas"] = content["question"]["rows"]["drive"]  # more data sets do no harm
+    content["datasets"]["glas"] = content["datasets"]["drive"]
+    with pytest.raises(ValueError, match="asked on other images") as caught:
+        read_baseline(_saved(tmp_path, content)).differences(QUESTION)
+    assert "rows.drive.images: 95 -> 2" in str(caught.value) and "glas" not in str(caught.value)
+
+
+def test_a_baseline_without_the_data_set_is_refused(tmp_path):
+    content = _content()
+    del content["datasets"]["papila"], content["question"]["rows"]["papila"]
+    with pytest.raises(ValueError, match="no data set papila; it has drive"):
+        read_baseline(_saved(tmp_path, content)).differences(QUESTION)
+
+
+OLD = {"checkpoint": "a", "split": "val", "datasets": {"drive": {"dice": 1, "iou": 1, "queries": 1, "images": 1}}}
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"datasets": {"drive": {"f1": 1}}}', json.dumps(OLD)])
 def test_a_file_that_is_no_baseline_is_named(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"other\.json"):
+    with pytest.raises(ValueError, match=r"other\.json.*evaluate it again"):
         read_baseline(path)
     with pytest.raises(ValueError, match="no such file"):
         read_baseline(tmp_path / "missing.json")

@@ -1,0 +1,130 @@
+"""Measure a checkpoint on a split: what scripts/evaluate.py does, from configuration to the files of the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from medsam3 import distributed
+from medsam3.checkpoints.weights import weights_hash
+from medsam3.config import EvaluateConfig
+from medsam3.data.corpus import open_corpus
+from medsam3.data.manifest import split_file
+from medsam3.evaluation.evaluator import Evaluation, asked_images, run_evaluation
+from medsam3.evaluation.honesty import refuse_training_rows, training_record
+from medsam3.evaluation.question import Question, Rows, rows_asked
+from medsam3.evaluation.tables import (
+    prompt_table,
+    read_baseline,
+    results_csv,
+    results_json,
+    score_table,
+)
+from medsam3.files import writable_folder, write_text
+from medsam3.model.detector import TextDetector
+from medsam3.model.load import LoadedModel, load_sam3, local_checkpoint
+from medsam3.prediction.image import ImagePredictor
+from medsam3.registry.spec import load_specs
+from medsam3.versions import code_version, package_versions
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Measure a checkpoint on a split and write results.csv, results.json, table.md, prompts.md and overlays/.
+
+    Raises:
+        ValueError: unknown split, no prepared data set, a checkpoint that cannot be loaded or that was trained on the
+            rows asked for, a baseline that was asked something else, an output folder that cannot be written to.
+    """
+    device = distributed.select_device(config.device)
+    with distributed.process_group(device):
+        folder = writable_folder(config.output_dir, "output_dir", "output_root")
+        baseline = read_baseline(Path(config.baseline)) if config.baseline else None
+        parts, missing = _parts_of_split(config)
+        corpus = open_corpus(config.data, list(parts))
+        asked = asked_images(corpus, parts, config.evaluation.images)
+        path = local_checkpoint(config.checkpoint)
+        record = training_record(path) if path else None
+        if record is not None and not config.allow_training_rows:
+            refuse_training_rows(config.checkpoint, record, corpus, parts, asked)
+        torch.manual_seed(config.seed)  # the weights of `tiny`
+        loaded = load_sam3(config.checkpoint, config.image_size)
+        question = _question(config, loaded, rows_asked(corpus, parts, asked), device)
+        differences = baseline.differences(question) if baseline else []
+        say = print if distributed.is_main() else lambda *_: None
+        say(f"model    {loaded.report}")
+        if loaded.image_size != loaded.own_image_size:
+            say(
+                f"WARNING  image_size={loaded.image_size}: the checkpoint was trained at {loaded.own_image_size} px; "
+                "expect lower scores (image_size=null takes its own)"
+            )
+        say(f"data     {corpus.describe()}")
+        for name in missing:
+            say(f"missing  {name}: not prepared, left out (python scripts/prepare_data.py datasets={name})")
+        detector = TextDetector(loaded.model).to(device)
+        predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, config.prediction, config.bf16)
+        evaluation = run_evaluation(predictor, corpus, asked, config.evaluation)
+        if distributed.is_main():
+            titles = {name: spec.title for name, spec in corpus.specs.items()}
+            table = score_table(evaluation.scores, titles, baseline.scores if baseline else None)
+            if differences:
+                table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
+            write_text(folder / "table.md", table)
+            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores))
+            write_evaluation(folder, evaluation)
+            say(f"\n{table}\nresults.csv, results.json, table.md and overlays/ lie in {folder}")
+        distributed.barrier()
+        return evaluation
+
+
+def _question(config: EvaluateConfig, loaded: LoadedModel, rows: dict[str, Rows], device: torch.device) -> Question:
+    return Question(
+        checkpoint=config.checkpoint,
+        weights_sha256=weights_hash(loaded.model) if distributed.is_main() else "",
+        image_size=loaded.image_size,
+        own_image_size=loaded.own_image_size,
+        prediction=config.prediction,
+        prompts=config.data.prompts,
+        precision="bfloat16" if config.bf16 and device.type == "cuda" else "float32",
+        seed=config.seed,
+        training_rows_allowed=config.allow_training_rows,
+        code=code_version(),
+        versions=package_versions(),
+        rows=rows,
+    )
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write results.csv, prompts.md and overlays/*.png; those of an earlier evaluation are removed."""
+    write_text(folder / "results.csv", results_csv(evaluation.results))
+    (folder / "prompts.md").unlink(missing_ok=True)
+    if evaluation.prompt_dice:  # a data set of several concepts
+        write_text(folder / "prompts.md", prompt_table(evaluation.prompt_dice))
+    pictures = folder / "overlays"
+    pictures.mkdir(exist_ok=True)
+    for old in pictures.glob("*.png"):
+        old.unlink()
+    for name, picture in evaluation.overlays.items():
+        picture.save(pictures / name)
+
+
+def _parts_of_split(config: EvaluateConfig) -> tuple[dict[str, str], list[str]]:
+    """The part to evaluate of each prepared data set of a split, and the data sets that are not prepared."""
+    use = {"train": "train", "val": "train", "internal": "internal", "external": "external"}
+    named = [config.split] if isinstance(config.split, str) else list(config.split)
+    if len(named) == 1 and named[0] in use:
+        specs = load_specs(use[named[0]])
+    else:
+        specs = load_specs(named)
+    prepared = {name for name in specs if split_file(config.data.splits, name).exists()}
+    if not prepared:
+        raise ValueError(
+            f"split={config.split}: none of its data sets is prepared in data.splits={config.data.splits}; "
+            f"run python scripts/prepare_data.py datasets={named[0]}"
+        )
+    parts = {}
+    for name in specs:
+        if name in prepared:
+            external = specs[name].used_for == ("external",)
+            parts[name] = "external" if external else "train" if named == ["train"] else "val"
+    return parts, [name for name in specs if name not in prepared]

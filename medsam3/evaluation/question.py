@@ -1,0 +1,61 @@
+"""What an evaluation asked, of whom, and how: it stands in results.json, and two results are compared only with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from medsam3.config import PredictionConfig
+from medsam3.data.corpus import Corpus
+from medsam3.data.manifest import ImageRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What was asked of one data set; results on other rows are not comparable."""
+
+    part: str
+    split_by: str
+    split_sha256: str
+    images: int
+    images_sha256: str  # over the ids and the concepts asked of each
+    prompts: dict[str, str]  # concept -> the words that asked for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """All that a result depends on beside the data."""
+
+    checkpoint: str
+    weights_sha256: str
+    image_size: int  # px
+    own_image_size: int  # what the checkpoint was trained at, px
+    prediction: PredictionConfig
+    prompts: str  # canonical | paper
+    precision: str  # float32 | bfloat16
+    seed: int
+    training_rows_allowed: bool
+    code: str
+    versions: dict[str, str | None]
+    rows: dict[str, Rows]  # by data set
+
+
+def rows_asked(corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Sequence[ImageRows]]) -> dict[str, Rows]:
+    """The rows of a question: data set -> its part and the images asked."""
+    return {
+        name: Rows(
+            part=part,
+            split_by=corpus.split_by,
+            split_sha256=corpus.split_hash(name),
+            images=len(images[name]),
+            images_sha256=_hash([[rows.item, *sorted(rows.present)] for rows in images[name]]),
+            prompts={concept: corpus.prompt(name, concept) for concept in corpus.specs[name].concept_names},
+        )
+        for name, part in parts.items()
+    }
+
+
+def _hash(ids: list[list[str]]) -> str:
+    return hashlib.sha256(json.dumps(sorted(ids)).encode()).hexdigest()
