@@ -57,6 +57,9 @@ RANGES: dict[str, Range] = {
     "evaluation.images": POSITIVE,
     "evaluation.overlays": NOT_NEGATIVE,
     "max_distance": BITS,
+    "attempts": POSITIVE,
+    "wait_s": NOT_NEGATIVE,
+    "timeout_s": POSITIVE,
     "*workers": NOT_NEGATIVE,
 }
 

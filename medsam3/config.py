@@ -252,6 +252,19 @@ class PrepareConfig(RunConfig):
 
 
 @dataclass
+class GetDataConfig(RunConfig):
+    datasets: Any = MISSING  # as above; null: all that have a card
+    accept_licence: bool = MISSING  # fetch what is open; each licence is shown before
+    json: bool = MISSING  # the table as JSON
+    receipts: str = MISSING  # folder of <name>.json: what was fetched from where, and its hash
+    keep_archives: bool = MISSING
+    attempts: int = MISSING  # per file
+    wait_s: float = MISSING  # before the second attempt; doubled before each further one
+    timeout_s: float = MISSING  # without a byte
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
 class AuditConfig(RunConfig):
     datasets: Any = MISSING  # prepared (all that have a split file), or as above
     max_distance: int = MISSING  # bits of 256 in which near-duplicates may differ
@@ -278,6 +291,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="audit_schema", node=AuditConfig)
+    store.store(name="get_data_schema", node=GetDataConfig)
 
 
 def typed(config: DictConfig, schema: type[T]) -> T:

@@ -61,6 +61,7 @@ class ModelCard:
     validation: Mapping[str, str]  # likewise, the mean over data sets
     data: Sequence[TrainingData]
     code: str  # version or commit of this package
+    publishing: Sequence[str]  # what the licences of the data add up to, a sentence each
 
 
 def model_card(card: ModelCard) -> str:
@@ -153,6 +154,7 @@ def _prompts(card: ModelCard) -> str:
 
 
 def _limits(card: ModelCard) -> str:
+    rules = "\n".join(f"- {_cell(sentence)}" for sentence in card.publishing)
     return f"""## Limits and licence
 
 Research only: not a medical device, not for diagnosis. Numbers are from validation images of the same data sets; other
@@ -160,7 +162,9 @@ scanners, populations and prompts have not been measured here. A mask always com
 
 The weights derive from Meta's SAM3 and stay under the [SAM License]({LICENCE_LINK}):
 pass them on under the same licence, with attribution, and mind the uses it excludes. The data sets have licences of
-their own, see above.
+their own, see above. A cautious reading, as if a model were derived from its training images (no legal advice):
+
+{rules}
 """
 
 

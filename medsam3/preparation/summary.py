@@ -93,4 +93,7 @@ def _card(name: str) -> DatasetCard | None:
 def where_to_get(spec: DatasetSpec) -> str:
     """Home page, licence and access of a data set, as a clause that ends a sentence."""
     card = _card(spec.name)
-    return f" from {card.home[0]} (licence: {card.licence}; access: {card.access})" if card else ""
+    if card is None:
+        return ""
+    how = f"python scripts/get_data.py datasets={card.name}"
+    return f" from {card.home[0]} (licence: {card.licence}; access: {card.access}; how: {how})"

@@ -14,6 +14,8 @@ from typing import Any
 
 from medsam3.files import write_text
 from medsam3.messages import did_you_mean, one_of
+from medsam3.registry.downloads import Download, check_download
+from medsam3.registry.licences import Licence, Terms, check_terms
 from medsam3.registry.schema import build, read_mapping
 from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
@@ -76,9 +78,11 @@ class DatasetCard:
     year: Fact
     home: tuple[Fact, ...]
     licence: Fact
+    terms: Terms
     access: Fact
     account_needed: bool
     size: Fact | None
+    download: Download
     citation: Fact
     layout: Fact  # the native folder tree, text block
     image_format: Fact
@@ -90,6 +94,10 @@ class DatasetCard:
     official_splits: Fact
     counts: Fact  # how the paper's numbers arise, or why they do not
     traps: tuple[Fact, ...]
+
+    @property
+    def rights(self) -> Licence:
+        return Licence(self.title, self.terms, self.licence.confidence == "confirmed")
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -171,6 +179,8 @@ def _check(card: DatasetCard, path: Path) -> None:
     evaluated = "internal" in card.used_for or "external" in card.used_for
     if evaluated != (card.paper.table3_name is not None):
         raise ValueError(f"{path}: paper.table3_name={card.paper.table3_name!r} does not fit used_for={card.used_for}")
+    check_terms(card.terms, card.licence.confidence, f"{path}: terms")
+    check_download(card.download, card.account_needed, f"{path}: download")
 
 
 def generated_parts(cards: list[DatasetCard], vocabulary: Vocabulary) -> dict[str, str]:
@@ -231,7 +241,7 @@ def _traps_entry(card: DatasetCard) -> str:
 
 
 def with_generated_parts(text: str, parts: dict[str, str]) -> str:
-    """The README text with every part between its markers replaced.
+    """The text of a page with every part between its markers replaced.
 
     Raises:
         ValueError: a marker is missing or stands there twice.
@@ -239,7 +249,7 @@ def with_generated_parts(text: str, parts: dict[str, str]) -> str:
     for name, part in parts.items():
         begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"README.md: needs the lines {begin!r} and {end!r} once each")
+            raise ValueError(f"the page needs the lines {begin!r} and {end!r} once each")
         before, rest = text.split(begin)
         after = rest.split(end)[1]
         text = f"{before}{begin}\n\n{part}\n\n{end}{after}"

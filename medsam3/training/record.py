@@ -13,6 +13,7 @@ from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.scores import Score, mean_score
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
+from medsam3.registry.licences import Licence, publishing
 from medsam3.versions import code_version
 
 
@@ -30,7 +31,7 @@ def write_best(
 
     Args:
         scores: of the validation that found this model to be the best so far.
-        trained_images: fingerprints of the training images of each data set.
+        trained_images: fingerprints of the training images of each data set, those of earlier runs included.
     """
     card = ModelCard(
         name=config.name,
@@ -43,6 +44,7 @@ def write_best(
         code=code_version(),
         validation=_shown(mean_score(scores)) if scores else {},
         data=[_training_data(corpus, name, scores.get(name)) for name in corpus.specs],
+        publishing=publishing(map(_licence, dict.fromkeys([*corpus.specs, *trained_images]))),
     )
     record = TrainingRecord(
         image_size=config.model.image_size,
@@ -68,8 +70,12 @@ def _shown(score: Score) -> dict[str, str]:
     return {metric.heading: f"{metric.printed(score.values[name]):.1f}" for name, metric in METRICS.items()}
 
 
+def _licence(name: str) -> Licence:
+    return load_card(name).rights if name in card_names() else Licence(name, None, False)
+
+
 def _training_data(corpus: Corpus, name: str, score: Score | None) -> TrainingData:
-    licence = load_card(name).licence.value if name in card_names() else "not recorded"
+    licence = load_card(name).licence if name in card_names() else "not recorded"
     return TrainingData(
         name=name,
         title=corpus.specs[name].title,

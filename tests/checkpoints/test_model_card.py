@@ -46,6 +46,7 @@ CARD = ModelCard(
         replace(DRIVE, name="kvasir", title="Kvasir-SEG", prompts=["polyp", "colon polyp"]),
     ],
     code="0123abc",
+    publishing=["Ask the owners | first.", "Commercial use is forbidden by DRIVE."],
 )
 
 
@@ -71,6 +72,7 @@ def test_the_card_has_the_facts():
     assert "| 17 | 3 | 80.0 | 60.0 |" in text
     assert "- Kvasir-SEG: polyp, colon polyp" in text
     assert "input_boxes_labels" in text and "-10" in text and "SAM License" in text
+    assert "- Ask the owners \\| first.\n- Commercial use is forbidden by DRIVE.\n" in text
     assert "CC BY 4.0 \\| own terms" in text  # would end the cell otherwise
 
 
