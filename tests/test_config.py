@@ -21,6 +21,7 @@ from medsam3.command_line import explain, run_script
 from medsam3.config import (
     AuditConfig,
     EvaluateConfig,
+    GetDataConfig,
     PrepareConfig,
     TrainConfig,
     check,
@@ -131,7 +132,7 @@ def numbers_of(schema: type, prefix: str = "") -> list[str]:
     return keys
 
 
-SCHEMAS = (TrainConfig, EvaluateConfig, PrepareConfig, AuditConfig)
+SCHEMAS = (TrainConfig, EvaluateConfig, PrepareConfig, GetDataConfig, AuditConfig)
 NUMBERS = sorted({key for schema in SCHEMAS for key in numbers_of(schema)})
 
 
@@ -177,7 +178,7 @@ def test_a_word_of_an_earlier_version_is_answered_with_todays(argument, expected
 def test_paths_of_this_machine_come_from_a_local_file_and_the_command_line_comes_after(tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("local.yaml"))
     (tmp_path / "configs/local.yaml").write_text("data: {root: /my/data}\noutput_root: /my/runs\n")
-    for name in ("train", "evaluate", "prepare_data", "audit"):
+    for name in ("train", "evaluate", "prepare_data", "get_data", "audit"):
         with initialize_config_dir(str(tmp_path / "configs"), version_base="1.3"):
             config = compose(name, ["output_root=/other", "data.cache=c"])
         assert (config.data.root, config.output_root, config.data.cache) == ("/my/data", "/other", "c")

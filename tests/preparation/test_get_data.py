@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-from medsam3.config import GetDataConfig, PrepareConfig
+from medsam3.config import GetDataConfig
 from medsam3.preparation import get_data as module
 from medsam3.preparation.availability import availability
 from medsam3.preparation.get_data import get_data
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.cards import MANIFESTS, load_cards
 from medsam3.registry.spec import SPEC_FOLDER, load_spec
-from tests.conftest import data_config, save_picture
+from tests.conftest import data_config, prepare_config, save_picture
 from tests.file_server import Served, file_server
 from tests.preparation.test_unpack import zip_of
 from tests.scripts import run_script
@@ -101,7 +101,7 @@ def test_from_an_empty_folder_to_a_prepared_set(lab, capsys):
     assert "fetched; its reader lists 4 images, and the first one is whole" in printed
     own = lab.folder / "own"
     assert lab.files() == sorted(f"small/{path.relative_to(own)}" for path in own.rglob("*.png"))
-    (found,) = prepare(PrepareConfig("", "", "", "cpu", 0, "small", False, 0, lab.data), [lab.make_spec.folder])
+    (found,) = prepare(prepare_config(lab.data), [lab.make_spec.folder])
     assert (found.images, found.annotations) == (4, 8)
 
 
