@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam3.evaluation.metrics import dice, iou
+from medsam3.evaluation.metrics import Comparison, dice, iou
 from medsam3.evaluation.packed_masks import dice_matrix, intersections, iou_matrix, pack, pack_instances
 from medsam3.layouts.instances import Instances
 
@@ -32,8 +32,8 @@ def test_overlaps_equal_those_of_the_pixels(size: tuple[int, ...]) -> None:
     a, b = pack(first, size), pack(second, size)
     assert a.areas_px.tolist() == [int(mask.sum()) for mask in first]
     assert intersections(a, b).tolist() == [[int((p & t).sum()) for t in second] for p in first]
-    assert dice_matrix(a, b).tolist() == [[dice(p, t) for t in second] for p in first]
-    expected = [[iou(p, t) if p.any() and t.any() else 0.0 for t in second] for p in first]
+    assert dice_matrix(a, b).tolist() == [[dice(Comparison(p, t)) for t in second] for p in first]
+    expected = [[iou(Comparison(p, t)) if p.any() and t.any() else 0.0 for t in second] for p in first]
     assert iou_matrix(a, b).tolist() == expected
 
 
