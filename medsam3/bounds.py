@@ -24,6 +24,7 @@ DECAY = Range("greater than 0, and at most 1", lambda value: 0 < value <= 1)
 BELOW_1 = Range("0 or more, and less than 1", lambda value: 0 <= value < 1)
 SEED = Range("from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 SIDE_PX = Range("a multiple of 14, 28 or more, for example 224 or 1008", lambda px: px >= 28 and px % 14 == 0)
+NNUNET_ID = Range("from 1 to 999", lambda value: 1 <= value <= 999)
 BITS = Range("from 0 to 256", lambda value: 0 <= value <= 256)
 
 # The first pattern that fits a key counts; keys as on the command line.
@@ -57,6 +58,7 @@ RANGES: dict[str, Range] = {
     "evaluation.images": POSITIVE,
     "evaluation.overlays": NOT_NEGATIVE,
     "max_distance": BITS,
+    "export_id": NNUNET_ID,
     "attempts": POSITIVE,
     "wait_s": NOT_NEGATIVE,
     "timeout_s": POSITIVE,
