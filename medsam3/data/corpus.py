@@ -105,9 +105,13 @@ def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterabl
             )
         gone = pc.filter(table.items, pc.invert(pc.is_in(table.items, readers[name].index().ids)))
         if len(gone):
+            missing = set(gone.to_pylist())
+            missing |= {item.rpartition("/")[0] for item in missing}  # a volume whose slices these are
+            reasons = [f"{p.item}: {p.reason}" for p in readers[name].broken if p.item in missing]
+            remedy = f"because of\n  {listed(reasons, 3)}\n" if reasons else f"complete the download, or {again}"
             raise ValueError(
                 f"{table.path} lists {len(gone)} images that are not in {readers[name].root}: "
-                f"{listed(gone.to_pylist())}; complete the download, or {again}"
+                f"{listed(gone.to_pylist())}; {remedy}"
             )
     return Corpus(specs, readers, manifest, config.splits, _prompts(specs, config.prompts))
 

@@ -15,11 +15,13 @@ from medsam3.layouts.mask_coding import Key, MaskCoding, NamedPixels
 from medsam3.layouts.pairing import MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import grey_to_rgb
 from medsam3.layouts.reader import Item, Listing, Problem, Reader
-from medsam3.layouts.volume_cache import AXES, CachedSlices, Recipe, cached_slices, middle
+from medsam3.layouts.volume_cache import AXES, CachedSlices, Recipe, cached_slices, grid_distance, middle
 from medsam3.messages import one_of
 from medsam3.registry.spec import DatasetSpec
 
 ONE_SLICE = ("middle", "largest")
+LABEL_HEADER = ("check", "ignore")
+FARTHEST = 0.5  # edges of a voxel that the headers of an image and of its labels may put the same voxel apart
 AXIS_LETTER = {"sagittal": "x", "coronal": "y", "axial": "z", 0: "s", 1: "s", 2: "s"}
 
 
@@ -39,6 +41,8 @@ class LabelVolumeOptions:
     slices: tuple[int, int] | str | None = None
     val_slices: tuple[int, int] | None = None  # these are the validation part, the others the training part
     gap_slices: int = 0  # left out on either side of val_slices
+    # what a label file says of how the patient lies: check (must be what its image says) | ignore (the image's counts)
+    label_header: str = "check"
 
 
 class LabelVolumeReader(Reader):
@@ -56,6 +60,7 @@ class LabelVolumeReader(Reader):
         if spec.masks is None:
             raise ValueError("masks: the reader label_volume needs a pattern, or one per concept")
         one_of("options.axis", options.axis, AXES)
+        one_of("options.label_header", options.label_header, LABEL_HEADER)
         check_missing_mask(options.missing_mask)
         if isinstance(options.slices, str) and options.slices not in ONE_SLICE:
             raise ValueError(f"options.slices={options.slices!r}: must be [first, last] or {' or '.join(ONE_SLICE)}")
@@ -78,6 +83,11 @@ class LabelVolumeReader(Reader):
             problems += found.problems
         return Listing(items, problems)
 
+    def spacing_mm(self, item: Item) -> tuple[float, float] | None:
+        index, _ = item.masks
+        spacing = self._image_slices(item.image, index).spacing_mm
+        return None if spacing is None else spacing[1:]
+
     def image(self, item: Item) -> NDArray[np.uint8]:
         index, _ = item.masks
         return grey_to_rgb(np.array(self._image_slices(item.image, index).slices[index]))
@@ -86,7 +96,11 @@ class LabelVolumeReader(Reader):
         index, files = item.masks
         size = self._image_slices(item.image, index).slices.shape[1:]
         pixels = [
-            NamedPixels(key, np.array(self._label_slices(key, path).slices[index]), f"{self.root / path} slice {index}")
+            NamedPixels(
+                key,
+                np.array(self._label_slices(item.image, key, path).slices[index]),
+                f"{self.root / path} slice {index}",
+            )
             for key, paths in files
             for path in paths
         ]
@@ -110,16 +124,13 @@ class LabelVolumeReader(Reader):
     def _slices_of(self, pair: Pair) -> Listing:
         """Items of one volume; left out are slices that the options do not want."""
         files = [(key, path) for key, paths in pair.masks for path in _single(pair, paths)]
-        labels = [(path, self._label_slices(key, path)) for key, path in files]
+        labels = [(path, self._label_slices(pair.image, key, path)) for key, path in files]
         counts = [volume.nonzero_px for _, volume in labels]
         largest = self._largest(pair, counts) if self.options.slices == "largest" else None
-        shape = self._image_slices(pair.image, largest).slices.shape
+        image = self._image_slices(pair.image, largest)
+        shape = image.slices.shape
         for path, volume in labels:
-            if volume.slices.shape != shape:
-                raise ValueError(
-                    f"{self.root / path}: the label volume is {volume.slices.shape}, its image {shape} "
-                    "(slices, height, width)"
-                )
+            self._check_alignment(image, volume, path)
         most_labelled = np.max(counts, axis=0) if counts else np.zeros(shape[0], dtype=np.int64)
         single = middle(shape[0]) if self.options.slices == "middle" else largest
         items, reasons = [], dict[str, int]()
@@ -131,6 +142,22 @@ class LabelVolumeReader(Reader):
                 reasons[reason] = reasons.get(reason, 0) + 1
         problems = [Problem(pair.id, f"{number} slices {reason}", expected=True) for reason, number in reasons.items()]
         return Listing(items, problems)
+
+    def _check_alignment(self, image: CachedSlices, labels: CachedSlices, path: str) -> None:
+        if labels.slices.shape != image.slices.shape:
+            raise ValueError(
+                f"{self.root / path}: the label volume is {labels.slices.shape}, its image {image.slices.shape} "
+                "(slices, height, width)"
+            )
+        if image.affine is None or labels.affine is None:
+            return
+        apart = grid_distance(image.affine, labels.affine, image.slices.shape)
+        if not apart <= FARTHEST:
+            raise ValueError(
+                f"{self.root / path}: its header puts a voxel up to {apart:.1f} voxels from where the image's header "
+                "puts it, so masks would land elsewhere; if the two arrays belong together voxel by voxel, set "
+                "options.label_header: ignore"
+            )
 
     def _largest(self, pair: Pair, counts: list[list[int]]) -> int:
         """The slice with most labelled px of any one mask file; the first of equals."""
@@ -165,14 +192,16 @@ class LabelVolumeReader(Reader):
         recipe = Recipe(options.axis, labels=False, window=options.window, percentiles=options.percentiles, only=only)
         return cached_slices(self.root / path, self.cache / f"{path.replace('/', '__')}.image", recipe)
 
-    def _label_slices(self, key: Key, path: str) -> CachedSlices:
+    def _label_slices(self, image: str, key: Key, path: str) -> CachedSlices:
         threshold = self.options.threshold
         if isinstance(threshold, dict):
             threshold = threshold.get(key)
         only = "middle" if self.options.slices == "middle" else None
-        recipe = Recipe(self.options.axis, labels=True, threshold=threshold, only=only)
+        believed = self.options.label_header == "check"
+        recipe = Recipe(self.options.axis, labels=True, threshold=threshold, own_header=believed, only=only)
         ending = "labels" if key is None else f"{key}.labels"
-        return cached_slices(self.root / path, self.cache / f"{path.replace('/', '__')}.{ending}", recipe)
+        target = self.cache / f"{path.replace('/', '__')}.{ending}"
+        return cached_slices(self.root / path, target, recipe, header=self.root / image)
 
 
 def _single(pair: Pair, paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import ALL, Key
 from medsam3.layouts.pairing import check_missing_mask, pair_files
 from medsam3.layouts.pixels import read_image, size_of
-from medsam3.layouts.reader import Item, ItemIndex, Listing, Problem, Reader
+from medsam3.layouts.reader import Item, Listing, Problem, Reader
 from medsam3.layouts.shape_files import AnnotatedImage, read_contour, read_labelme, read_polygon_xml
 from medsam3.layouts.shapes import Patch, Shape, Size, UnusableShapeError
 from medsam3.messages import one_of
@@ -68,19 +68,13 @@ class AnnotationReader(Reader):
     def _source(self, item: Item) -> str:
         """The annotation file of an item, for messages."""
 
-    def listing(self) -> Listing:
+    def listing(self, splits: Path | None = None) -> Listing:
         """As for every reader. With unusable_shapes: exclude every annotation file is read to list those shapes."""
-        found = super().listing()
+        found = super().listing(splits)
         if self.options.unusable_shapes == "error":
             return found
         problems = [problem for item in found.items for problem in self._unusable_shapes(item)]
         return Listing(found.items, sorted([*found.problems, *problems], key=lambda p: (p.item, p.reason)))
-
-    def index(self) -> ItemIndex:
-        """As for every reader; no annotation file is read for it."""
-        if self._index is None:
-            self._index = ItemIndex(super().listing().items)
-        return self._index
 
     def image(self, item: Item) -> NDArray[np.uint8]:
         return read_image(self.root / item.image, self.options.window, self.options.percentiles)

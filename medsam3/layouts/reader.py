@@ -98,6 +98,7 @@ class Reader(ABC):
         self.cache = cache
         self.options = self.check(spec)
         self._index: ItemIndex | None = None
+        self.broken: list[Problem] = []  # what `index` could not list, and why
 
     @classmethod
     def check(cls, spec: DatasetSpec) -> Any:
@@ -132,6 +133,10 @@ class Reader(ABC):
         """Where in its image file an item's picture is (slice, row); empty where the file is the picture."""
         return ""
 
+    def spacing_mm(self, item: Item) -> tuple[float, float] | None:
+        """From row to row and from column to column of the image; None: its file does not say it."""
+        return None
+
     def unpack_jobs(self) -> list[Any]:
         """What is to be unpacked once, so that listing and reading are quick afterwards; each is a job for `unpack`."""
         return []
@@ -139,23 +144,32 @@ class Reader(ABC):
     def unpack(self, job: Any) -> None:  # noqa: B027  (most readers have nothing to unpack)
         """Do one of `unpack_jobs`, unless its result is in the cache already."""
 
-    def listing(self) -> Listing:
+    def listing(self, splits: Path | None = None) -> Listing:
         """All items sorted by id, grouped and without the spec's exclusions, and all problems.
+
+        Args:
+            splits: folder of the split files, where group.links may lie too.
 
         Raises:
             ValueError: no file fits the patterns; two items of one id; an id that the group pattern does not fit.
         """
+        found = self._sorted()
+        if self.spec.group is None:
+            return found
+        group_of = group_finder(self.spec.group, self.root, self.spec.name, splits)
+        return Listing([self._grouped(item, group_of) for item in found.items], found.problems)
+
+    def _sorted(self) -> Listing:
         found = self.find()
         if not found.items and (not found.problems or self.spec.hint is not None):
             raise ValueError(self._nothing_found())
         items: list[Item] = []
         excluded = self.spec.exclude
-        group_of = group_finder(self.spec.group, self.root) if self.spec.group is not None else None
         for item in sorted(found.items, key=lambda item: item.id):
             if items and items[-1].id == item.id:
                 raise ValueError(f"{self.root}: two files for the item {item.id!r}: {items[-1].image} and {item.image}")
             if item.id not in excluded:
-                items.append(item if group_of is None else self._grouped(item, group_of))
+                items.append(item)
         ids = {item.id for item in found.items}
         problems = list(found.problems)
         for item_id, reason in excluded.items():
@@ -164,9 +178,11 @@ class Reader(ABC):
         return Listing(items, sorted(problems, key=lambda problem: (problem.item, problem.reason)))
 
     def index(self) -> ItemIndex:
-        """The items of `listing` for look-up by id; the files are listed at the first call only."""
+        """The items of `listing`, without their groups, for look-up by id; listed at the first call only."""
         if self._index is None:
-            self._index = ItemIndex(self.items())
+            found = self._sorted()
+            self._index = ItemIndex(found.items)
+            self.broken = [problem for problem in found.problems if not problem.expected]
         return self._index
 
     def item(self, item_id: str) -> Item:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
 
 from medsam3.files import file_hash, new_file, write_text
 from medsam3.layouts.pixels import Range, to_8_bit
@@ -39,6 +40,27 @@ def cut(volume: Volume, axis: str | int, where: str) -> Voxels:
     return pictures[:, ::-1, ::-1].swapaxes(1, 2)
 
 
+def picture_affine(volume: Volume, axis: str | int) -> NDArray[np.floating] | None:
+    """[4, 4]: numbers of a picture of `cut`, its row and its column -> mm, right-anterior-superior; None: not known."""
+    if volume.affine is None:
+        return None
+    if isinstance(axis, int):
+        return volume.affine[:, [axis, *(other for other in range(3) if other != axis), 3]]
+    orientation = io_orientation(volume.affine)
+    upright = volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape)
+    column, row = (other for other in range(3) if other != AXES[axis])
+    shape = np.asarray(volume.voxels.shape)[np.argsort(orientation[:, 0])]
+    first = upright @ np.asarray([shape[i] - 1 if i in (row, column) else 0 for i in range(3)] + [1])
+    return np.stack([upright[:, AXES[axis]], -upright[:, row], -upright[:, column], first], axis=1)
+
+
+def grid_distance(one: NDArray[np.floating], other: NDArray[np.floating], shape: tuple[int, ...]) -> float:
+    """How far two affines put a corner of a grid of this shape apart, in shortest edges of a voxel of `one`."""
+    corners = np.stack(np.meshgrid(*([-0.5, size - 0.5] for size in shape), [1.0]), axis=-1).reshape(-1, 4)
+    apart_mm = np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max()
+    return float(apart_mm / np.linalg.norm(one[:3, :3], axis=0).min())
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a volume file becomes slices; a change makes the cache stale."""
@@ -48,6 +70,7 @@ class Recipe:
     window: Range | None = None  # images: see to_8_bit
     percentiles: Range | None = None
     threshold: float | None = None  # labels: 1 where the voxel is above
+    own_header: bool = True  # false: the header of another file says how the patient lies
     only: int | str | None = None  # the number of a slice, or "middle"; the others are not kept and read as zeros
 
 
@@ -55,20 +78,34 @@ class Recipe:
 class CachedSlices:
     slices: Voxels  # [S, H, W], memory-mapped: uint8 images, or labels
     nonzero_px: list[int]  # S
+    affine: NDArray[np.floating] | None  # see picture_affine
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """From slice to slice, row to row, column to column; None: the format does not say it."""
+        if self.affine is None:
+            return None
+        across, down, along = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return across, down, along
 
 
-def cached_slices(source: Path, target: Path, recipe: Recipe) -> CachedSlices:
+def cached_slices(source: Path, target: Path, recipe: Recipe, header: Path | None = None) -> CachedSlices:
     """The slices of a volume from `<target>.npy`, made now if missing, cut short, or of another source or recipe.
 
-    Beside it `<target>.json` keeps size, time and checksum of the source. Both are written elsewhere and renamed.
+    Beside it `<target>.json` keeps size, time and checksum of the source, and where its slices lie in the patient. Both
+    are written elsewhere and renamed.
+
+    Args:
+        header: the file that says how the patient lies if the source is not to be believed (own_header false).
 
     Raises:
         ValueError: the source cannot be read or turned into slices, or the cache cannot be written.
     """
     notes = _fresh_notes(source, target, recipe)
     if notes is None:
-        notes = _build(source, target, recipe)
-    return CachedSlices(np.load(_npy(target), mmap_mode="r"), notes["nonzero_px"])
+        notes = _build(source, target, recipe, header)
+    affine = None if notes["affine"] is None else np.asarray(notes["affine"])
+    return CachedSlices(np.load(_npy(target), mmap_mode="r"), notes["nonzero_px"], affine)
 
 
 def _fresh_notes(source: Path, target: Path, recipe: Recipe) -> dict | None:
@@ -78,7 +115,11 @@ def _fresh_notes(source: Path, target: Path, recipe: Recipe) -> dict | None:
         status = source.stat()
     except (OSError, ValueError):
         return None
-    if notes.get("recipe") != _as_json(asdict(recipe)) or len(notes.get("nonzero_px", ())) != len(slices):
+    if (
+        notes.get("recipe") != _as_json(asdict(recipe))
+        or len(notes.get("nonzero_px", ())) != len(slices)
+        or "affine" not in notes
+    ):
         return None
     if (notes["size"], notes["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
         if notes["size"] != status.st_size or notes["sha256"] != file_hash(source):
@@ -87,8 +128,12 @@ def _fresh_notes(source: Path, target: Path, recipe: Recipe) -> dict | None:
     return notes
 
 
-def _build(source: Path, target: Path, recipe: Recipe) -> dict:
-    pictures = cut(load_volume(source), recipe.axis, str(source))
+def _build(source: Path, target: Path, recipe: Recipe, header: Path | None) -> dict:
+    volume = load_volume(source)
+    if not recipe.own_header and header is not None:
+        volume = Volume(volume.voxels, load_volume(header).affine)
+    pictures = cut(volume, recipe.axis, str(source))
+    affine = picture_affine(volume, recipe.axis)
     if recipe.labels:
         slices = _as_labels(pictures, recipe.threshold, source)
     else:
@@ -103,6 +148,7 @@ def _build(source: Path, target: Path, recipe: Recipe) -> dict:
             "sha256": file_hash(source),
             "recipe": _as_json(asdict(recipe)),
             "nonzero_px": nonzero_px,
+            "affine": None if affine is None else affine.tolist(),
         }
         write_text(_json(target), json.dumps(notes))
     except OSError as error:

@@ -17,7 +17,7 @@ from scipy.fft import dctn
 
 from medsam3.config import AuditConfig
 from medsam3.data.corpus import Corpus, open_corpus
-from medsam3.data.manifest import Manifest
+from medsam3.data.manifest import ImageRows, Manifest
 from medsam3.files import new_file
 from medsam3.layouts.reader import Item, Reader
 from medsam3.preparation.parallel import each
@@ -25,16 +25,22 @@ from medsam3.registry.spec import SPEC_FOLDER
 
 SIDE, KEPT = 64, 16  # px of the reduced image, and its lowest frequencies along each axis
 WORDS = KEPT * KEPT // 64
+CONTRADICTIONS_SHOWN = 10
 ROWS = 1024  # hashes that are compared with all others at a time
 
 Hashes = NDArray[np.uint64]
-PAIR_COLUMNS = ("distance", "mirrored", "dataset", "part", "item", "other_dataset", "other_part", "other_item")
+PAIR_COLUMNS = (
+    *("distance", "mirrored", "dataset", "part", "item", "other_dataset", "other_part", "other_item"),
+    *("crosses", "contradiction"),  # whether the parts differ; concepts that one shows and the other is known to lack
+)
 GROUP_COLUMNS = ("dataset", "group", "train_images", "val_images")
 
 
 @dataclass(frozen=True)
 class AuditSummary:
-    pairs: dict[tuple[str, str], int]  # ("drive train", "stare external") -> near-duplicate pairs
+    pairs: dict[tuple[str, str], int]  # ("drive train", "stare external"), in the order of the alphabet -> pairs
+    within: int  # pairs within one part of one data set
+    contradictions: list[str]  # pairs of the same picture (distance 0) of which one shows what the other lacks
     groups: dict[str, int]  # data set -> groups that straddle its split by image
     images: int
 
@@ -42,32 +48,49 @@ class AuditSummary:
 def audit(config: AuditConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> AuditSummary:
     """Compare all images of the prepared data sets and write audit_pairs.csv and audit_groups.csv beside their splits.
 
-    A pair counts if it lies in different parts (train, val, external) or in different data sets.
+    All pairs are listed; one crosses if it lies in different parts (train, val, external) or in different data sets.
 
     Raises:
         ValueError: a data set that is unknown, not there or not prepared; an image that cannot be read.
     """
     names = _prepared(config.data.splits) if config.datasets == "prepared" else config.datasets
     corpus = open_corpus(config.data, names, folders)
-    images = _Images(corpus.manifest)
-    hashes = np.concatenate([_hashes_of(corpus, name, config.workers) for name in corpus.manifest.names])
+    images = corpus.manifest
+    hashes = np.concatenate([_hashes_of(corpus, name, config.workers) for name in images.names])
     folder = Path(config.data.splits)
-    pairs: Counter[tuple[str, str]] = Counter()
+    crossing: Counter[tuple[str, str]] = Counter()
+    within, contradictions = 0, []
     with _table(folder / "audit_pairs.csv", PAIR_COLUMNS) as rows:
         for distance, mirrored, first, second in near_duplicates(hashes, config.max_distance):
             one, other = images[first], images[second]
-            if one[:2] != other[:2]:
-                rows.writerow([distance, mirrored, *one, *other])
-                pairs[" ".join(one[:2]), " ".join(other[:2])] += 1
+            places = sorted((f"{one.dataset} {one.part}", f"{other.dataset} {other.part}"))
+            crosses, opposed = places[0] != places[1], _contradiction(one, other)
+            rows.writerow([distance, mirrored, *_named(one), *_named(other), crosses, opposed])
+            if crosses:
+                crossing[places[0], places[1]] += 1
+            else:
+                within += 1
+            if opposed and distance == 0 and not mirrored:
+                contradictions.append(f"{one.dataset} {one.item} - {other.dataset} {other.item}: {opposed}")
     groups = {}
     with _table(folder / "audit_groups.csv", GROUP_COLUMNS) as rows:
-        for name in corpus.manifest.names:
-            found = straddling_groups(corpus.manifest.select(dataset=name))
+        for name in images.names:
+            found = straddling_groups(images.select(dataset=name))
             rows.writerows([name, group, *counts] for group, counts in found.items())
             groups[name] = len(found)
-    summary = AuditSummary(dict(pairs), groups, len(hashes))
+    summary = AuditSummary(dict(crossing), within, contradictions, groups, len(hashes))
     print(_report(summary, config))
     return summary
+
+
+def _named(image: ImageRows) -> tuple[str, str, str]:
+    return image.dataset, image.part, image.item
+
+
+def _contradiction(one: ImageRows, other: ImageRows) -> str:
+    """Concepts that one of two images shows and the other was searched for in vain."""
+    opposed = {*one.present} & {*other.absent} | {*one.absent} & {*other.present}
+    return ", ".join(sorted(opposed))
 
 
 def perceptual_hash(image: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
@@ -124,17 +147,6 @@ def straddling_groups(manifest: Manifest) -> dict[str, tuple[int, int]]:
     return {groups[int(g)].as_py(): (int(counts["train"][g]), int(counts["val"][g])) for g in both}
 
 
-class _Images:
-    """Data set, part and id of an image by its place among all."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-
-    def __getitem__(self, place: int) -> tuple[str, str, str]:
-        rows = self.manifest[place]
-        return rows.dataset, rows.part, rows.item
-
-
 def _hashes_of(corpus: Corpus, name: str, workers: int) -> Hashes:
     manifest, reader = corpus.manifest.select(dataset=name), corpus.readers[name]
     items = [reader.item(manifest[place].item) for place in range(len(manifest))]
@@ -165,7 +177,13 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:
 
 def _report(summary: AuditSummary, config: AuditConfig) -> str:
     lines = [f"Near-duplicate pairs (at most {config.max_distance} of {64 * WORDS} bits) of {summary.images:,} images:"]
-    lines += [f"  {one} - {other}: {count:,}" for (one, other), count in sorted(summary.pairs.items())] or ["  none"]
+    lines += [f"  {one} - {other}: {count:,}" for (one, other), count in sorted(summary.pairs.items())] or [
+        "  none across parts"
+    ]
+    lines.append(f"  within one part of a data set: {summary.within:,}")
+    if summary.contradictions:
+        lines.append(f"The same picture with contradictory labels: {len(summary.contradictions):,}")
+        lines += [f"  {line}" for line in summary.contradictions[:CONTRADICTIONS_SHOWN]]
     lines.append("Groups (patients, videos, volumes) with images in both parts of the split by image:")
     straddling = {name: count for name, count in summary.groups.items() if count}
     lines += [f"  {name}: {count:,}" for name, count in straddling.items()] or ["  none"]

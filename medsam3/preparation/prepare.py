@@ -85,7 +85,7 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
     reader = open_reader(spec, Path(config.data.root), Path(config.data.cache))
     for _ in each(reader, _unpack, reader.unpack_jobs(), config.workers, f"{spec.name}: unpack"):
         pass
-    listing = reader.listing()
+    listing = reader.listing(Path(config.data.splits))
     problems = list(listing.problems)
     items = listing.items
     if spec.copies != "all":

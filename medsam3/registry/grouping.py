@@ -4,6 +4,7 @@ In a data set's YAML, `group` is a regular expression on the item id, or a mappi
   group: ^(patient\\d+)_                                         the captured texts, joined by "/"
   group: {table: {file: Grade.csv, id: name, group: patient}}    a table that the data set ships
   group: {links: copies.csv}                                     pairs of items that belong together, in data_manifests/
+                                                                 or data.splits; audit_pairs.csv is such a file
   group: {ranges: [[1, 25], [26, 50]]}                           by the number of an item, both ends included
   group: {blocks: 100}                                           100 consecutive numbers each, where nothing is known
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
+AUDIT_COLUMNS = ("dataset", "item", "other_dataset", "other_item")
 RULES = ("table", "links", "ranges", "blocks")
 LAST_NUMBER = r"(\d+)\D*$"
 WHOLE_ID = r"^(.*)$"
@@ -38,7 +40,9 @@ class GroupRule:
     """Exactly one of RULES; `key` is what of an item's id they look at."""
 
     table: GroupTable | None = None  # every item must be in it
-    links: str | None = None  # CSV file with a heading and two ids a row; what is linked, even by steps, is one group
+    # CSV file with a heading and two ids a row, or the columns dataset, item, other_dataset and other_item; what is
+    # linked, even by steps, is one group
+    links: str | None = None
     ranges: tuple[tuple[int, int], ...] | None = None  # every item must be in one
     blocks: int | None = None
     key: str | None = None  # regex on the item id; None: the whole id, or its last number for ranges and blocks
@@ -76,20 +80,33 @@ def check_group(group: str | GroupRule | None) -> None:
         raise ValueError(f"{name}={pattern!r}: needs brackets around what names the patient or video")
 
 
-def group_finder(group: str | GroupRule, root: Path) -> Callable[[str], str]:
+def group_finder(
+    group: str | GroupRule, root: Path, dataset: str = "", splits: Path | None = None
+) -> Callable[[str], str]:
     """A function from an item id to its group.
 
     Args:
         root: the data set's folder.
+        dataset: its name, by which group.links finds its pairs in a file about several.
+        splits: folder of the split files, where group.links is looked for before data_manifests/.
 
     Raises:
         ValueError: a table that cannot be read. The function raises one for an id that the rule does not fit.
     """
     if isinstance(group, str):
         return lambda item_id: _captured(group, item_id, f"group={group!r}")
-    find = _rule(group, root)
     where = f"group.key={group.pattern!r}"
-    return lambda item_id: find(_captured(group.pattern, item_id, where))
+
+    def key_of(item_id: str) -> str:
+        return _captured(group.pattern, item_id, where)
+
+    if group.links is not None:
+        places = [folder / group.links for folder in (splits, MANIFESTS) if folder is not None]
+        path = next((path for path in places if path.is_file()), places[-1])
+        linked = _linked(_pairs(path, dataset, key_of))
+        return lambda item_id: linked.get(key_of(item_id), key_of(item_id))
+    find = _rule(group, root)
+    return lambda item_id: find(key_of(item_id))
 
 
 def _captured(pattern: str, item_id: str, where: str) -> str:
@@ -103,9 +120,6 @@ def _captured(pattern: str, item_id: str, where: str) -> str:
 def _rule(rule: GroupRule, root: Path) -> Callable[[str], str]:
     if rule.table is not None:
         return _from_table(rule.table, root)
-    if rule.links is not None:
-        linked = _linked(_pairs(MANIFESTS / rule.links))
-        return lambda key: linked.get(key, key)
     if rule.ranges is not None:
         ranges = rule.ranges
         return lambda key: _range_of(_number(key), ranges)
@@ -146,12 +160,26 @@ def _rows(path: Path, separator: str, encoding: str, columns: Iterable[str]) -> 
             yield dict(zip(heading, line, strict=False))
 
 
-def _pairs(path: Path) -> list[tuple[str, str]]:
+def _pairs(path: Path, dataset: str, key_of: Callable[[str], str]) -> list[tuple[str, str]]:
+    """The pairs of keys in a file of two columns, or those of the items that audit_data.py pairs within a data set."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [(first, second) for first, second in list(csv.reader(file))[1:]]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            heading, *rows = csv.reader(file)
+        if not set(AUDIT_COLUMNS) <= set(heading):
+            return [(first, second) for first, second in rows]
+        lines = [dict(zip(heading, row, strict=True)) for row in rows]
     except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: not a file of two ids a row ({error})") from error
+        raise ValueError(
+            f"group.links: {path}: not a file of two ids a row, nor with columns {', '.join(AUDIT_COLUMNS)} ({error})"
+        ) from error
+    within = [line for line in lines if line["dataset"] == line["other_dataset"] == dataset]
+    pairs = [(key_of(line["item"]), key_of(line["other_item"])) for line in within]
+    if not pairs:
+        raise ValueError(
+            f"group.links: {path} lists no pair within {dataset!r}: run python scripts/audit_data.py with it, or "
+            "remove the key"
+        )
+    return pairs
 
 
 def _linked(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -242,6 +242,26 @@ def test_wrong_weights_are_named(weights, message, two_families):
 # Batches
 
 
+def test_a_volume_that_broke_after_prepare_is_said_with_the_readers_reason(tmp_path, make_spec):
+    for name in "ab":
+        for place in ("images", "masks"):
+            (tmp_path / "data/small" / place).mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / f"data/small/{place}/{name}.npy", np.eye(4)[None].repeat(3, axis=0).astype(np.float32))
+    volumes = {"images": "images/{id}.npy", "masks": "masks/{id}.npy", "reader": "label_volume"}
+    make_spec(**volumes, concepts={1: "organ"}, options={"axis": 0, "window": [0, 1]})
+    prepared(data := data_config(tmp_path), make_spec.folder, "small")
+    broken = np.full((3, 4, 4), np.nan, np.float32)
+    np.save(tmp_path / "data/small/images/b.npy", broken)
+    with pytest.raises(ValueError) as error:
+        open_corpus(data, ["small"], [make_spec.folder])
+    assert "lists 3 images that are not in" in str(error.value) and "complete the download" not in str(error.value)
+    assert f"because of\n  b: {tmp_path}/data/small/images/b.npy: holds NaN or infinite voxels" in str(error.value)
+    (tmp_path / "data/small/images/b.npy").unlink()
+    (tmp_path / "data/small/masks/b.npy").unlink()
+    with pytest.raises(ValueError, match=r"lists 3 images .*b/s000, b/s001, b/s002; complete the download, or run"):
+        open_corpus(data, ["small"], [make_spec.folder])
+
+
 def test_a_batch_packs_queries_over_images(corpus):
     dataset = queries(corpus, absent_concepts=1)
     samples = [dataset[i] for i in range(4)]

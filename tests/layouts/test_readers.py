@@ -124,6 +124,12 @@ def test_two_files_of_one_id_are_an_error(folder, save, reader_of):
         reader_of(images="images/{id}.*").items()
 
 
+def test_pictures_say_no_spacing(folder, save, reader_of):
+    one_pair(folder, save, SQUARE.astype(np.uint8))
+    reader = reader_of()
+    assert reader.spacing_mm(reader.item("a")) is None
+
+
 def test_endings_in_capitals_are_the_same_format(folder, save, reader_of):
     one_pair(folder, save, SQUARE.astype(np.uint8))
     save(folder / "images/b.PNG", GREY)

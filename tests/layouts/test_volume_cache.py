@@ -14,7 +14,7 @@ import pytest
 
 from medsam3.layouts import volume_cache
 from medsam3.layouts.readers import open_reader
-from medsam3.layouts.volume_cache import Recipe, cached_slices, cut
+from medsam3.layouts.volume_cache import Recipe, cached_slices, cut, picture_affine
 from medsam3.layouts.volume_files import Volume, load_volume
 from medsam3.registry.spec import load_specs
 from tests.conftest import ROOT
@@ -55,6 +55,19 @@ def test_a_volume_with_swapped_axes_is_turned_by_its_header():
     swapped[0, 2] = swapped[1, 0] = swapped[2, 1] = swapped[3, 3] = 1  # third stored axis runs to the right
     expected = cut(Volume(voxels, RAS), "axial", "here")
     assert np.array_equal(cut(Volume(voxels.transpose(1, 2, 0), swapped), "axial", "here"), expected)
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal", 0, 1, 2])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_where_a_pixel_of_a_picture_lies_in_the_patient(axis, order):
+    turn = nibabel.eulerangles.euler2mat(0.2, -0.3, 0.1) @ np.diag([-0.7, 0.5, 3.0])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn[:, order], (10, -20, 30)
+    volume = Volume(np.arange(60).reshape(3, 4, 5), affine)
+    pictures, found = cut(volume, axis, "here"), picture_affine(volume, axis)
+    for place in [(0, 0, 0), (1, 2, 0), (2, 1, 2)]:
+        (stored,) = np.argwhere(volume.voxels == pictures[place])
+        assert np.allclose(found @ [*place, 1], affine @ [*stored, 1])
 
 
 def test_an_axis_by_number_is_cut_as_stored():
@@ -194,6 +207,46 @@ def test_a_label_volume_of_another_shape_is_a_problem(two_volumes, tmp_path):
     (problem,) = reader.problems()
     assert problem.item == "b" and not problem.expected
     assert "seg/b.nii.gz: the label volume is (9, 6, 7), its image (10, 6, 7)" in problem.reason
+
+
+FLIPPED = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("axis", ["axial", 2])
+def test_labels_whose_header_says_another_place_than_the_images_are_refused(axis, two_volumes, tmp_path):
+    for name in "ab":  # the labels as numpy users save them: the array of the image, and no header
+        nifti(tmp_path / f"data/small/vol/{name}.nii.gz", np.arange(420).reshape(6, 7, 10).astype(np.uint8), FLIPPED)
+    (first, second) = two_volumes(axis=axis).problems()
+    assert first.item == "a" and second.item == "b" and not first.expected
+    assert "seg/a.nii.gz: its header puts a voxel up to " in first.reason
+    assert "options.label_header: ignore" in first.reason
+
+    reader = two_volumes(axis=axis, label_header="ignore")
+    item = reader.item(f"a/{'z' if axis == 'axial' else 's'}005")
+    stored = np.arange(420).reshape(6, 7, 10)[:, :, 5]
+    picture, mask = reader.image(item)[:, :, 0], reader.masks(item)["left square"].union()
+    assert sorted(picture[mask]) == sorted(stored[1:4, 1:4].astype(np.uint8).ravel())  # the voxels that were marked
+
+
+def test_labels_a_rounded_header_away_belong_to_the_image(two_volumes, tmp_path):
+    near, far = np.diag([0.8, 0.8, 2.5, 1.0]), np.diag([0.8, 0.8, 2.5, 1.0])
+    near[0, 3], far[0, 3] = 0.39, 0.41  # mm; half a voxel is 0.4
+    for name, affine in (("a", near), ("b", far)):
+        image, labels = (tmp_path / f"data/small/{folder}/{name}.nii.gz" for folder in ("vol", "seg"))
+        nifti(image, np.asarray(nibabel.load(image).dataobj), np.diag([0.8, 0.8, 2.5, 1.0]))
+        nifti(labels, np.asarray(nibabel.load(labels).dataobj), affine)
+    reader = two_volumes(axis="axial")
+    assert {item.group for item in reader.items()} == {"a"} and "up to 0.5 voxels" in reader.problems()[0].reason
+
+
+def test_every_slice_keeps_its_spacing(two_volumes, tmp_path):
+    for folder in ("vol", "seg"):
+        path = tmp_path / f"data/small/{folder}/a.nii.gz"
+        nifti(path, np.asarray(nibabel.load(path).dataobj), np.diag([0.5, -0.7, 3.0, 1.0]))
+    for axis, letter, expected in (("axial", "z", (0.7, 0.5)), ("coronal", "y", (3.0, 0.5)), (2, "s", (0.5, 0.7))):
+        for _ in range(2):  # made, then from the cache
+            reader = two_volumes(axis=axis)
+            assert reader.spacing_mm(reader.item(f"a/{letter}002")) == pytest.approx(expected)
 
 
 def test_the_template_gives_three_concepts_per_slice(tmp_path):

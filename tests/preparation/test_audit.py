@@ -93,9 +93,10 @@ def two_sets(tmp_path, make_spec):
     train = [item for item, part in part_of.items() if part == "train"]
     val = [item for item, part in part_of.items() if part == "val"]
     images[val[0]] = images[train[0]]  # the files change, the parts do not
-    images[train[2]] = images[train[1]]  # in the same part: no leak
+    images[train[2]] = images[train[1]]  # in the same part: no leak, but worth knowing
     write_set(tmp_path / "data/small", images)
-    return first, other, data, part_of, {tuple(sorted((val[0], train[0]))), ("p1_04", "z")}
+    crossing = {(*sorted((val[0], train[0])), "True"), ("p1_04", "z", "True")}
+    return first, other, data, part_of, crossing | {(*sorted(train[1:3]), "False")}
 
 
 def audit_config(data, datasets) -> AuditConfig:
@@ -117,9 +118,10 @@ def test_planted_copies_and_straddling_patients_are_listed(tmp_path, make_spec, 
     summary = audit(audit_config(data, ["small", "other"]), [make_spec.folder])
     with (tmp_path / "splits/audit_pairs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {tuple(sorted((row["item"], row["other_item"]))) for row in rows} == planted
+    assert {(*sorted((row["item"], row["other_item"])), row["crosses"]) for row in rows} == planted
+    assert summary.within == 1 and summary.contradictions == []
     assert {row["mirrored"] for row in rows if row["other_item"] == "z"} == {"True"}
-    assert summary.pairs[f"small {part_of['p1_04']}", "other external"] == 1 and sum(summary.pairs.values()) == 2
+    assert summary.pairs["other external", f"small {part_of['p1_04']}"] == 1 and sum(summary.pairs.values()) == 2
     parts = {patient: [part_of[item] for item in part_of if item.startswith(patient)] for patient in ("p0", "p1", "p2")}
     parts |= {patient: [part_of[item] for item in part_of if item.startswith(patient)] for patient in ("p3", "p4")}
     expected = {
@@ -131,7 +133,66 @@ def test_planted_copies_and_straddling_patients_are_listed(tmp_path, make_spec, 
             expected
         )
     printed = capsys.readouterr().out
-    assert f"small {part_of['p1_04']} - other external: 1" in printed and f"small: {len(expected)}" in printed
+    assert f"other external - small {part_of['p1_04']}: 1" in printed and f"small: {len(expected)}" in printed
+
+
+def ten_scenes(tmp_path, make_spec):
+    """Scenes 0 to 9 in a set of two concepts; 7 is a copy of 2 and 8 of 3, but shows what 3 lacks."""
+    images = {f"s{n}": scene({7: 2, 8: 3}.get(n, n)) for n in range(10)}
+    write_set(tmp_path / "data/small", images)
+    mask = np.zeros((120, 160), np.uint8)
+    mask[5:20, 5:20], mask[50:60, 50:60] = 1, 2
+    save_picture(tmp_path / "data/small/masks/s8.png", mask)
+    make_spec()
+    data = data_config(tmp_path, by="group")
+    prepare(prepare_config(data), [make_spec.folder])
+    return data
+
+
+def test_one_fact_is_one_line_and_contradictions_are_shown(tmp_path, make_spec, capsys):
+    data = ten_scenes(tmp_path, make_spec)
+    capsys.readouterr()
+    summary = audit(audit_config(data, "prepared"), [make_spec.folder])
+    assert all(one < other for one, other in summary.pairs) and sum(summary.pairs.values()) + summary.within == 2
+    assert summary.contradictions == ["small s3 - small s8: right square"]
+    printed = capsys.readouterr().out
+    assert "contradictory labels: 1\n  small s3 - small s8: right square\n" in printed
+    with (tmp_path / "splits/audit_pairs.csv").open() as file:
+        assert [(row["item"], row["other_item"], row["contradiction"]) for row in csv.DictReader(file)] == [
+            ("s2", "s7", ""),
+            ("s3", "s8", "right square"),
+        ]
+
+
+def test_the_same_two_parts_are_one_line_whichever_comes_first(tmp_path, make_spec):
+    data = ten_scenes(tmp_path, make_spec)
+    path = tmp_path / "splits/small.csv"
+    rows = list(csv.DictReader(path.open(newline="")))
+    for row in rows:
+        row["part_by_group"] = "val" if row["item"] in ("s2", "s8") else "train"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert audit(audit_config(data, "small"), [make_spec.folder]).pairs == {("small train", "small val"): 2}
+
+
+def test_the_pairs_of_an_audit_link_groups(tmp_path, make_spec):
+    data = ten_scenes(tmp_path, make_spec)
+    audit(audit_config(data, "prepared"), [make_spec.folder])
+    make_spec(group={"links": "audit_pairs.csv"})
+    hashes = set()
+    for _ in range(2):  # an audit of linked groups lists the pairs again, so that preparing again changes nothing
+        (found,) = prepare(prepare_config(data), [make_spec.folder])
+        hashes.add(found.split_hash)
+        assert audit(audit_config(data, "prepared"), [make_spec.folder]).pairs == {}
+    assert len(hashes) == 1
+    manifest = Manifest.load(["small"], data.splits, "group", 0.85, 42)
+    group_of = {manifest[i].item: manifest[i].group for i in range(len(manifest))}
+    assert group_of["s7"] == group_of["s2"] == "s2" and group_of["s8"] == "s3" and len(set(group_of.values())) == 8
+    make_spec(name="other", group={"links": "audit_pairs.csv"})
+    with pytest.raises(ValueError, match=r"group\.links: .*audit_pairs\.csv lists no pair within 'other'"):
+        prepare(prepare_config(data, "other"), [make_spec.folder])
 
 
 def test_an_audit_of_nothing_says_what_to_do(tmp_path):

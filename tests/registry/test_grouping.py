@@ -58,6 +58,16 @@ def test_links_join_by_steps_and_what_is_not_linked_stands_alone(tmp_path, monke
         group_finder(GroupRule(links="nowhere.csv"), tmp_path)
 
 
+def test_pairs_of_an_audit_link_patients_where_a_key_names_them(tmp_path):
+    (tmp_path / "audit_pairs.csv").write_text(
+        "distance,dataset,item,other_dataset,other_item\n"
+        "0,small,p1_a,small,p2_b\n3,small,p2_c,other,p3_d\n4,small,p5_a,small,p5_b\n"
+    )
+    rule = GroupRule(links="audit_pairs.csv", key=r"^(p\d)_")
+    find = group_finder(rule, tmp_path, "small", splits=tmp_path)
+    assert [find(item) for item in ("p1_z", "p2_y", "p3_d", "p5_a")] == ["p1", "p1", "p3", "p5"]
+
+
 def test_ranges_hold_both_ends_and_every_number():
     rule = GroupRule(ranges=((1, 25), (26, 50)))
     assert groups(rule, ["1", "25", "26", "img_0050.x"]) == ["1-25", "1-25", "26-50", "26-50"]
