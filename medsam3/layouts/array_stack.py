@@ -25,6 +25,14 @@ class ArrayStackOptions:
     missing_mask: str = "error"  # see pair_files
 
 
+@dataclass(frozen=True, slots=True)
+class StackRow:
+    """An image's number in both arrays, and the file of the array of masks."""
+
+    row: int
+    file: str
+
+
 class ArrayStackReader(Reader):
     """Images [N, H, W] or [N, H, W, 3], masks [N, H, W, K]; the keys of `concepts` are the numbers of the K channels.
 
@@ -61,26 +69,24 @@ class ArrayStackReader(Reader):
         return Listing(items, problems)
 
     def image(self, item: Item) -> NDArray[np.uint8]:
-        row, _ = item.masks
-        path = self.root / item.image
+        path, row = self.root / item.image, item.masks.row
         pixels = _in_8_bit(np.array(_array(path)[row]), self.options.window, f"{path} row {row}")
         return pixels if pixels.ndim == 3 else grey_to_rgb(pixels)
 
     def masks(self, item: Item) -> dict[str, Instances]:
-        row, mask_file = item.masks
-        where = f"{self.root / mask_file} row {row}"
-        values = np.array(_array(self.root / mask_file)[row])
+        path, row = self.root / item.masks.file, item.masks.row
+        where = f"{path} row {row}"
+        values = np.array(_array(path)[row])
         if self.options.threshold is None:
             values = _whole(values, where)
         channels = [NamedPixels(key, values[..., key], where) for key in self._channels]
         return self._coding.decode(channels, values.shape[:2])
 
     def place(self, item: Item) -> str:
-        row, _ = item.masks
-        return str(row)
+        return str(item.masks.row)
 
     def _rows_of(self, pair: Pair) -> list[Item]:
-        ((_, mask_files),) = pair.masks
+        (mask_files,) = (mask.paths for mask in pair.masks)
         if len(mask_files) != 1:
             raise ValueError(f"{pair.image}: expected one mask array, found {', '.join(mask_files) or 'none'}")
         images, masks = _array(self.root / pair.image), _array(self.root / mask_files[0])
@@ -99,7 +105,7 @@ class ArrayStackReader(Reader):
             )
         digits = max(4, len(str(len(images) - 1)))
         ids = (f"{pair.id}/{row:0{digits}d}" for row in range(len(images)))
-        return [Item(name, name, pair.image, (row, mask_files[0])) for row, name in enumerate(ids)]
+        return [Item(name, name, pair.image, StackRow(row, mask_files[0])) for row, name in enumerate(ids)]
 
 
 def _array(path: Path) -> NDArray[Any]:

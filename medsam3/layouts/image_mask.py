@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import ALL, MaskCoding, NamedPixels
-from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
+from medsam3.layouts.pairing import (
+    KeyFiles,
+    MaskFiles,
+    MissingMask,
+    Pair,
+    annotated_concepts,
+    check_missing_mask,
+    pair_files,
+)
 from medsam3.layouts.pixels import read_image, read_mask, size_of
 from medsam3.layouts.reader import Item, LeftOutError, Listing, Problem, Reader
 from medsam3.messages import listed, one_of
@@ -86,7 +94,7 @@ class ImageMaskReader(Reader):
 
     def image(self, item: Item) -> NDArray[np.uint8]:
         image = read_image(self.root / item.image, self.options.window, self.options.percentiles)
-        for path in (path for _, paths in item.masks for path in paths) if self.options.blank_values else ():
+        for path in (path for mask in item.masks for path in mask.paths) if self.options.blank_values else ():
             mask = read_mask(self.root / path)
             if mask.shape[:2] == image.shape[:2]:  # otherwise `masks` says so
                 image[np.isin(mask, self.options.blank_values)] = BARE
@@ -95,9 +103,9 @@ class ImageMaskReader(Reader):
     def masks(self, item: Item) -> dict[str, Instances]:
         size = size_of(self.root / item.image)
         files = [
-            NamedPixels(key, read_mask(self.root / path), str(self.root / path))
-            for key, paths in item.masks
-            for path in paths
+            NamedPixels(mask.key, read_mask(self.root / path), str(self.root / path))
+            for mask in item.masks
+            for path in mask.paths
         ]
         if self.options.other_size == "exclude":
             for file in files:
@@ -115,15 +123,15 @@ class ImageMaskReader(Reader):
     def _unclear_files(self, pair: Pair) -> tuple[str, ...]:
         if self.spec.instances == "files" or self.options.annotators is not None:
             return ()
-        return next((paths for _, paths in pair.masks if len(paths) > 1), ())
+        return next((mask.paths for mask in pair.masks if len(mask.paths) > 1), ())
 
     def _keyed(self, pair: Pair) -> MaskFiles:
         """The mask files to read, by key of concepts."""
         first_only = self.spec.instances != "files" and self.options.annotators == "first"
         kind = self.options.concept_by
         return tuple(
-            (key if kind is None else pair.captured[kind], paths[:1] if first_only else paths)
-            for key, paths in pair.masks
+            KeyFiles(mask.key if kind is None else pair.captured[kind], mask.paths[:1] if first_only else mask.paths)
+            for mask in pair.masks
         )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import Key, MaskCoding, NamedPixels
-from medsam3.layouts.pairing import MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
+from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import grey_to_rgb
 from medsam3.layouts.reader import Item, Listing, Problem, Reader
 from medsam3.layouts.volume_cache import AXES, CachedSlices, Recipe, cached_slices, grid_distance, middle
@@ -43,6 +43,14 @@ class LabelVolumeOptions:
     gap_slices: int = 0  # left out on either side of val_slices
     # what a label file says of how the patient lies: check (must be what its image says) | ignore (the image's counts)
     label_header: str = "check"
+
+
+@dataclass(frozen=True, slots=True)
+class SliceMasks:
+    """The number of a slice, and the label volumes of its image volume."""
+
+    index: int
+    files: MaskFiles
 
 
 class LabelVolumeReader(Reader):
@@ -84,25 +92,24 @@ class LabelVolumeReader(Reader):
         return Listing(items, problems)
 
     def spacing_mm(self, item: Item) -> tuple[float, float] | None:
-        index, _ = item.masks
-        spacing = self._image_slices(item.image, index).spacing_mm
+        spacing = self._image_slices(item.image, item.masks.index).spacing_mm
         return None if spacing is None else spacing[1:]
 
     def image(self, item: Item) -> NDArray[np.uint8]:
-        index, _ = item.masks
+        index = item.masks.index
         return grey_to_rgb(np.array(self._image_slices(item.image, index).slices[index]))
 
     def masks(self, item: Item) -> dict[str, Instances]:
-        index, files = item.masks
+        index, files = item.masks.index, item.masks.files
         size = self._image_slices(item.image, index).slices.shape[1:]
         pixels = [
             NamedPixels(
-                key,
-                np.array(self._label_slices(item.image, key, path).slices[index]),
+                mask.key,
+                np.array(self._label_slices(item.image, mask.key, path).slices[index]),
                 f"{self.root / path} slice {index}",
             )
-            for key, paths in files
-            for path in paths
+            for mask in files
+            for path in mask.paths
         ]
         absent = {concept: Instances.separate([], size) for concept in annotated_concepts(self.spec, files)}
         result = absent | self._coding.decode(pixels, size)
@@ -112,8 +119,7 @@ class LabelVolumeReader(Reader):
         return result
 
     def place(self, item: Item) -> str:
-        index, _ = item.masks
-        return f"{AXIS_LETTER[self.options.axis]}{index}"
+        return f"{AXIS_LETTER[self.options.axis]}{item.masks.index}"
 
     def unpack_jobs(self) -> list[Any]:
         return pair_files(self.spec, self.root, self.options.missing_mask)[0]
@@ -123,7 +129,7 @@ class LabelVolumeReader(Reader):
 
     def _slices_of(self, pair: Pair) -> Listing:
         """Items of one volume; left out are slices that the options do not want."""
-        files = [(key, path) for key, paths in pair.masks for path in _single(pair, paths)]
+        files = [(mask.key, path) for mask in pair.masks for path in _single(pair, mask.paths)]
         labels = [(path, self._label_slices(pair.image, key, path)) for key, path in files]
         counts = [volume.nonzero_px for _, volume in labels]
         largest = self._largest(pair, counts) if self.options.slices == "largest" else None
@@ -183,7 +189,7 @@ class LabelVolumeReader(Reader):
         if self.options.val_slices is not None:
             part = "train" if _distance(index, self.options.val_slices) else "val"
         item_id = f"{pair.id}/{AXIS_LETTER[self.options.axis]}{index:0{digits}d}"
-        return Item(item_id, group=pair.id, image=pair.image, masks=(index, pair.masks), part=part)
+        return Item(item_id, group=pair.id, image=pair.image, masks=SliceMasks(index, pair.masks), part=part)
 
     def _image_slices(self, path: str, index: int | None) -> CachedSlices:
         """The slices of an image volume; where one of each is wanted, only that one is kept."""

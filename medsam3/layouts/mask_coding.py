@@ -161,7 +161,10 @@ class MaskCoding:
     def _binary_region(self, file: NamedPixels) -> dict[str, Mask]:
         mask = self._above_threshold(file)
         if self.fill is not None:
-            mask = self.fill(mask, file.where)
+            try:
+                mask = self.fill(mask)
+            except ValueError as error:
+                raise ValueError(f"{file.where}: {error}") from error
         concept = self.concepts.get(file.key) if file.key is not None else next(iter(self.concepts.values()))
         if concept is None:
             if mask.any():

@@ -61,9 +61,9 @@ class MatReader(Reader):
     def masks(self, item: Item) -> dict[str, Instances]:
         size = size_of(self.root / item.image)
         files = [
-            NamedPixels(key, read_mat(self.root / path, self.options.key), str(self.root / path))
-            for key, paths in item.masks
-            for path in paths
+            NamedPixels(mask.key, read_mat(self.root / path, self.options.key), str(self.root / path))
+            for mask in item.masks
+            for path in mask.paths
         ]
         absent = {concept: Instances.separate([], size) for concept in annotated_concepts(self.spec, item.masks)}
         return absent | self._coding.decode(files, size)

@@ -14,7 +14,17 @@ from medsam3.registry.spec import UNION, DatasetSpec
 
 MISSING_MASK = ("error", "exclude", "absent", "unlabelled")
 MissingMask = str | dict[int | str, str]  # one of MISSING_MASK, or one for each key of masks
-MaskFiles = tuple[tuple[Key, tuple[str, ...]], ...]  # (key of concepts or None, files relative to the root)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFiles:
+    """The mask files of an image that are about one key."""
+
+    key: Key  # of concepts; None: they hold all concepts
+    paths: tuple[str, ...]  # relative to the root
+
+
+MaskFiles = tuple[KeyFiles, ...]
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,10 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: MissingMask) -> tupl
         if captured is None or path in claimed:
             continue
         item_id = "/".join(captured.values())
-        masks = tuple((key, _masks_of(captured, mask_patterns[key], index[key])) for key in mask_patterns)
-        used.update(mask for _, paths in masks for mask in paths)
-        rules = {_rule(missing_mask, key) for key, paths in masks if not paths}
-        kept = tuple((key, paths) for key, paths in masks if paths or _rule(missing_mask, key) != "unlabelled")
+        masks = [KeyFiles(key, _masks_of(captured, mask_patterns[key], index[key])) for key in mask_patterns]
+        used.update(path for files_of_key in masks for path in files_of_key.paths)
+        rules = {_rule(missing_mask, mask.key) for mask in masks if not mask.paths}
+        kept = tuple(mask for mask in masks if mask.paths or _rule(missing_mask, mask.key) != "unlabelled")
         if rules & {"error", "exclude"} or not kept:
             problems.append(Problem(item_id, f"{path}: image without mask", expected="error" not in rules))
         else:
@@ -81,7 +91,7 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: MissingMask) -> tupl
 
 def annotated_concepts(spec: DatasetSpec, masks: MaskFiles) -> tuple[str, ...]:
     """The concepts that somebody looked for in an image: all but those whose file is not there (unlabelled)."""
-    keys = {key for key, _ in masks}
+    keys = {mask.key for mask in masks}
     return tuple(c for key, c in spec.concepts.items() if None in keys or key in keys or key == UNION)
 
 

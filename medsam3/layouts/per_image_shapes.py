@@ -160,7 +160,7 @@ class FilePerImageReader(AnnotationReader):
 
     def find(self) -> Listing:
         pairs, problems = pair_files(self.spec, self.root, self.options.missing_mask)
-        if pairs and not any(paths for pair in pairs for _, paths in pair.masks):
+        if pairs and not any(mask.paths for pair in pairs for mask in pair.masks):
             raise ValueError(f"{self.root}: {len(pairs)} images, but no file fits masks: {self.spec.masks}")
         return Listing([Item(pair.id, group=pair.id, image=pair.image, masks=pair.masks) for pair in pairs], problems)
 
@@ -169,16 +169,16 @@ class FilePerImageReader(AnnotationReader):
         """Decode one file; `key` is its key in `masks`, if these are several."""
 
     def _annotation(self, item: Item) -> AnnotatedImage:
-        files = [self._read(self.root / path, key) for key, paths in item.masks for path in paths]
+        files = [self._read(self.root / path, mask.key) for mask in item.masks for path in mask.paths]
         sizes = [file.size for file in files if file.size is not None]
         return AnnotatedImage("", sizes[0] if sizes else None, tuple(shape for file in files for shape in file.shapes))
 
     def _keys(self, item: Item) -> Iterable[int | str]:
-        keys = {key for key, _ in item.masks}
+        keys = {mask.key for mask in item.masks}
         return [key for key in self.spec.concepts if None in keys or key in keys or key == UNION]
 
     def _source(self, item: Item) -> str:
-        return ", ".join(str(self.root / path) for _, paths in item.masks for path in paths)
+        return ", ".join(str(self.root / path) for mask in item.masks for path in mask.paths)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class Item:
     id: str  # unique in the data set, the same on every machine
     group: str  # patient, video or volume; the id itself if nothing is known
     image: str  # path relative to the data set's folder
-    masks: Any  # what this reader needs to find the masks again
+    masks: Any  # what this reader needs to find the masks again: a small class of its own, or MaskFiles
     part: str | None = None  # train | val where the YAML fixes it, else drawn
 
 

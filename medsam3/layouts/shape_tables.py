@@ -36,6 +36,15 @@ class _Table:
     keys: tuple[int | str, ...]  # of the concepts that it is about
 
 
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """What an annotation file says about one image, and the keys of the concepts that the file is about."""
+
+    file: str
+    keys: tuple[int | str, ...]
+    annotation: AnnotatedImage
+
+
 class AnnotationTableReader(AnnotationReader):
     """Annotation files that name their images, with or without folders and ending."""
 
@@ -108,16 +117,15 @@ class AnnotationTableReader(AnnotationReader):
         return images, tables, problems
 
     def _annotation(self, item: Item) -> AnnotatedImage:
-        annotation: AnnotatedImage = item.masks[2]
-        return annotation
+        entry: TableEntry = item.masks
+        return entry.annotation
 
     def _keys(self, item: Item) -> Iterable[int | str]:
-        keys: tuple[int | str, ...] = item.masks[1]
-        return keys
+        entry: TableEntry = item.masks
+        return entry.keys
 
     def _source(self, item: Item) -> str:
-        table, _, annotation = item.masks
-        return f"{self.root / table}: {annotation.name}"
+        return f"{self.root / item.masks.file}: {item.masks.annotation.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +219,7 @@ def _fitting(name: str, paths: dict[str, list[str]]) -> list[str]:
 
 def _item(path: str, images: dict[str, Captured], table: _Table, annotation: AnnotatedImage) -> Item:
     item_id = _id(images[path])
-    return Item(item_id, group=item_id, image=path, masks=(table.path, table.keys, annotation))
+    return Item(item_id, group=item_id, image=path, masks=TableEntry(table.path, table.keys, annotation))
 
 
 def _id(captured: Captured) -> str:

@@ -91,7 +91,7 @@ def test_ravir_on_real_masks_of_both_vessels(shared_realdata, tmp_path):
     assert [item.group for item in reader.items()] == [f"IR_Case_0{n}" for n in (53, 55, 56, 58)]
     assert reader.problems() == []
     for item in reader.items():
-        values = np.asarray(Image.open(root / "RAVIR Dataset" / item.masks[0][1][0]))
+        values = np.asarray(Image.open(root / "RAVIR Dataset" / item.masks[0].paths[0]))
         masks = reader.masks(item)
         vessels = {"retinal artery": values == 128, "retinal vein": values == 255, "retinal blood vessel": values > 0}
         for concept, mask in vessels.items():

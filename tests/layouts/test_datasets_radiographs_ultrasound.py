@@ -197,7 +197,7 @@ def test_ct2us_kidney_pairs_by_name_and_splits_grey_edges(tmp_path):
     reader = shipped("ct2us_kidney", tmp_path, tmp_path)
     groups = {item.id: item.group for item in reader.items()}
     assert groups == {"2": "0-199", "199": "0-199", "200": "200-399", "6010": "6000-6199"}
-    assert all(item.masks[0][1] == (f"mask/mask/{item.id}.png",) for item in reader.items())
+    assert all(item.masks[0].paths == (f"mask/mask/{item.id}.png",) for item in reader.items())
     assert same(unions(reader, "200"), {"kidney": kidney})
 
 

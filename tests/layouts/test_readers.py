@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medsam3.layouts.pairing import KeyFiles
 from medsam3.layouts.readers import open_reader
 from medsam3.registry.patterns import FilePattern
 from medsam3.registry.spec import load_specs
@@ -290,7 +291,7 @@ def test_kvasir_seg_masks_are_jpeg(shared_realdata, tmp_path):
     assert len(items) == 1000 and reader.problems() == []
     for item in items[::50]:
         polyps = reader.masks(item)["polyp"]
-        with Image.open(reader.root / item.masks[0][1][0]) as file:
+        with Image.open(reader.root / item.masks[0].paths[0]) as file:
             values = np.asarray(file)[:, :, 0]
         assert len(np.unique(values)) > 2  # lossy
         assert 1 <= len(polyps) <= 3 and polyps.areas_px.min() >= 500
@@ -303,7 +304,7 @@ def test_chase_db1_masks_have_one_bit_and_two_annotators(shared_realdata, tmp_pa
     assert len(items) == 28 and len({item.group for item in items}) == 14
     areas = []
     for item in items:
-        assert item.masks == ((None, (f"Image_{item.id}_1stHO.png",)),)
+        assert item.masks == (KeyFiles(None, (f"Image_{item.id}_1stHO.png",)),)
         areas.append(int(reader.masks(item)["retinal blood vessel"].areas_px[0]))
     assert round(float(np.median(areas))) == 69762  # counted independently
 

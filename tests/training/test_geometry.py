@@ -6,9 +6,7 @@ import torch
 from medsam3.training.geometry import (
     box_cxcywh_to_xyxy,
     box_iou,
-    box_xyxy_to_cxcywh,
     generalized_box_iou,
-    masks_to_boxes_cxcywh,
 )
 
 
@@ -16,7 +14,6 @@ def test_corners_of_a_box_given_by_centre_and_size() -> None:
     box_cxcywh = torch.tensor([0.5, 0.4, 0.2, 0.6])
     box_xyxy = torch.tensor([0.4, 0.1, 0.6, 0.7])
     torch.testing.assert_close(box_cxcywh_to_xyxy(box_cxcywh), box_xyxy)
-    torch.testing.assert_close(box_xyxy_to_cxcywh(box_xyxy), box_cxcywh)
 
 
 @pytest.mark.parametrize(
@@ -55,23 +52,3 @@ def test_empty_boxes_give_finite_values_and_gradients() -> None:
         assert -1.0 <= giou.item() <= 0.0
         assert box_cxcywh.grad is not None
         assert box_cxcywh.grad.isfinite().all()
-
-
-def test_box_of_a_mask_reaches_past_the_last_pixel() -> None:
-    masks = torch.zeros(3, 10, 20, dtype=torch.bool)
-    masks[0, 2:5, 4:10] = True
-    masks[1, 9, 19] = True
-    masks[2] = True
-    expected_xyxy = torch.tensor([[0.2, 0.2, 0.5, 0.5], [0.95, 0.9, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
-    torch.testing.assert_close(box_cxcywh_to_xyxy(masks_to_boxes_cxcywh(masks)), expected_xyxy)
-
-
-def test_box_of_scattered_pixels_spans_them() -> None:
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, 1, 6] = mask[0, 5, 2] = True
-    torch.testing.assert_close(masks_to_boxes_cxcywh(mask)[0] * 8, torch.tensor([4.5, 3.5, 5.0, 5.0]))
-
-
-def test_an_empty_mask_has_an_empty_box_and_no_masks_have_none() -> None:
-    assert masks_to_boxes_cxcywh(torch.zeros(1, 4, 4, dtype=torch.bool)).tolist() == [[0.0, 0.0, 0.0, 0.0]]
-    assert masks_to_boxes_cxcywh(torch.zeros(0, 4, 4, dtype=torch.bool)).shape == (0, 4)
