@@ -7,11 +7,13 @@ Shapes: H x W the image, N instances, h x w a target size. Boxes are [x0, y0, x1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 Mask = NDArray[np.bool_]
@@ -25,6 +27,7 @@ class Instances:
     size: tuple[int, int]
     boxes_px: NDArray[np.int32]  # [N, 4] xyxy
     crops: tuple[Mask, ...]  # N masks, each as large as its box
+    dropped: int = 0  # further ones that are not among them because they are smaller than min_area_px
 
     @classmethod
     def whole(cls, mask: Mask) -> Instances:
@@ -51,7 +54,7 @@ class Instances:
     @classmethod
     def separate(cls, masks: Iterable[Mask], size: tuple[int, ...], min_area_px: int = 1) -> Instances:
         """One instance per [H, W] mask; they may overlap. Empty masks are no instances."""
-        boxes, crops = [], []
+        boxes, crops, dropped = [], [], 0
         for mask in masks:
             window = _bounds(mask)
             if window is None:
@@ -60,19 +63,22 @@ class Instances:
             if min_area_px == 1 or np.count_nonzero(crop) >= min_area_px:
                 boxes.append(_box(window, (0, 0)))
                 crops.append(crop.copy() if crop.size < mask.size else crop)
-        return cls._build(size, boxes, crops)
+            else:
+                dropped += 1
+        return cls._build(size, boxes, crops, dropped)
 
     @classmethod
     def together(cls, parts: Sequence[Instances]) -> Instances:
         """All instances of several sets of one image; at least one set."""
         boxes = np.concatenate([part.boxes_px for part in parts])
-        return cls(parts[0].size, boxes, tuple(crop for part in parts for crop in part.crops))
+        crops = tuple(crop for part in parts for crop in part.crops)
+        return cls(parts[0].size, boxes, crops, sum(part.dropped for part in parts))
 
     @classmethod
     def _from_labels(
         cls, labels: NDArray[np.integer], origin: tuple[int, int], size: tuple[int, ...], min_area_px: int
     ) -> Instances:
-        boxes, crops = [], []
+        boxes, crops, dropped = [], [], 0
         for label, window in enumerate(ndimage.find_objects(labels), start=1):
             if window is None:
                 continue
@@ -80,11 +86,13 @@ class Instances:
             if min_area_px == 1 or np.count_nonzero(crop) >= min_area_px:
                 boxes.append(_box(window, origin))
                 crops.append(crop)
-        return cls._build(size, boxes, crops)
+            else:
+                dropped += 1
+        return cls._build(size, boxes, crops, dropped)
 
     @classmethod
-    def _build(cls, size: tuple[int, ...], boxes: list[list[int]], crops: list[Mask]) -> Instances:
-        return cls((size[0], size[1]), np.asarray(boxes, dtype=np.int32).reshape(-1, 4), tuple(crops))
+    def _build(cls, size: tuple[int, ...], boxes: list[list[int]], crops: list[Mask], dropped: int) -> Instances:
+        return cls((size[0], size[1]), np.asarray(boxes, dtype=np.int32).reshape(-1, 4), tuple(crops), dropped)
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -116,25 +124,77 @@ class Instances:
             mask[y0:y1, x0:x1] |= crop
         return mask
 
-    def resized(self, size: tuple[int, int]) -> Mask:
-        """[N, h, w] by nearest neighbour (pixel centres).
+    def cropped(self, window_px: tuple[int, int, int, int]) -> Instances:
+        """What lies in a window x0, y0, x1, y1 of the image, as an image of its own; what lies outside is gone."""
+        left, top, right, bottom = window_px
+        boxes, crops = [], []
+        for (x0, y0, _, _), crop in zip(self.boxes_px.tolist(), self.crops, strict=True):
+            part = crop[max(top - y0, 0) : max(bottom - y0, 0), max(left - x0, 0) : max(right - x0, 0)]
+            inner = _bounds(part)
+            if inner is not None:
+                boxes.append(_box(inner, (max(y0 - top, 0), max(x0 - left, 0))))
+                crops.append(part[inner])
+        return self._build((bottom - top, right - left), boxes, crops, self.dropped)
 
-        An instance that falls between the sampled pixels keeps one: where its pixel nearest to its centroid lies. So
-        every instance that has a box has a mask.
+    def mirrored(self) -> Instances:
+        """Left and right exchanged."""
+        width = self.size[1]
+        x0, y0, x1, y1 = self.boxes_px.T
+        boxes = np.stack([width - x1, y0, width - x0, y1], axis=1).astype(np.int32)
+        return Instances(self.size, boxes, tuple(crop[:, ::-1] for crop in self.crops), self.dropped)
+
+    def turned(self) -> Instances:
+        """A quarter turn to the left, as np.rot90."""
+        height, width = self.size
+        x0, y0, x1, y1 = self.boxes_px.T
+        boxes = np.stack([y0, width - x1, y1, width - x0], axis=1).astype(np.int32)
+        return Instances((width, height), boxes, tuple(np.rot90(crop) for crop in self.crops), self.dropped)
+
+    def resized(self, size: tuple[int, int]) -> Mask:
+        """[N, h, w] by area: pixels of which an instance covers at least half (bilinear with antialiasing).
+
+        An instance that covers no pixel by half keeps those that it covers at least half as much as any, so every
+        instance with a box has a mask. Only what surrounds its box is resized; the result is that of the whole mask.
         """
         masks = np.zeros((len(self), *size), dtype=bool)
-        rows, columns = (_sampled(source, target) for source, target in zip(self.size, size, strict=True))
-        for mask, (x0, y0, x1, y1), crop in zip(masks, self.boxes_px, self.crops, strict=True):
-            top, bottom = np.searchsorted(rows, (y0, y1))
-            left, right = np.searchsorted(columns, (x0, x1))
-            # one axis after the other: a tenth of the time of indexing with both
-            part = crop.take(columns[left:right] - x0, axis=1).take(rows[top:bottom] - y0, axis=0)
-            if part.any():
-                mask[top:bottom, left:right] = part
-            else:
-                y, x = _central_pixel(crop)
-                mask[(y0 + y) * size[0] // self.size[0], (x0 + x) * size[1] // self.size[1]] = True
+        scales = tuple(source / target for source, target in zip(self.size, size, strict=True))
+        for mask, (x0, y0, x1, y1), crop in zip(masks, self.boxes_px.tolist(), self.crops, strict=True):
+            rows, columns = (
+                _Span.around(*ends, source, target, scale)
+                for ends, source, target, scale in zip(((y0, y1), (x0, x1)), self.size, size, scales, strict=True)
+            )
+            near = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
+            near[y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start] = crop
+            box = (columns.from_px, rows.from_px, columns.to_px, rows.to_px)
+            extent = (columns.last - columns.first, rows.last - rows.first)
+            covered = np.asarray(Image.fromarray(near * 255).resize(extent, Image.Resampling.BILINEAR, box)) >= 128
+            if not covered.any():
+                exact = Image.fromarray(near.astype(np.float32))
+                cover = np.asarray(exact.resize(extent, Image.Resampling.BILINEAR, box))
+                covered = cover >= cover.max() / 2
+            mask[rows.first : rows.last, columns.first : columns.last] = covered
         return masks
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Along one axis: source pixels start:stop and the target pixels first:last that see no others of an instance."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    from_px: float  # where the first target pixel begins, from start
+    to_px: float  # where the last target pixel ends
+
+    @classmethod
+    def around(cls, low: int, high: int, source: int, target: int, scale: float) -> _Span:
+        """Of an instance at low:high, with a margin beyond which no target pixel is touched by it."""
+        margin = math.ceil(2 * max(scale, 1)) + 1
+        start, stop = max(low - margin, 0), min(high + margin, source)
+        first = math.ceil(start / scale) if start else 0
+        last = math.floor(stop / scale) if stop < source else target
+        return cls(start, stop, first, last, first * scale - start, last * scale - start)
 
 
 def _bounds(mask: Mask) -> tuple[slice, slice] | None:
@@ -151,14 +211,3 @@ def _box(window: tuple[slice, slice], origin: tuple[int, int]) -> list[int]:
     rows, columns = window
     top, left = origin
     return [columns.start + left, rows.start + top, columns.stop + left, rows.stop + top]
-
-
-def _sampled(source: int, target: int) -> NDArray[np.int64]:
-    """For each of `target` output pixels the source pixel under its centre; increasing."""
-    return ((2 * np.arange(target) + 1) * source) // (2 * target)
-
-
-def _central_pixel(crop: Mask) -> tuple[int, int]:
-    pixels = np.argwhere(crop)
-    y, x = pixels[((pixels - pixels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    return int(y), int(x)

@@ -128,7 +128,7 @@ class MaskCoding:
         for file in files:
             for concept, mask in self._regions(file).items():
                 masks.setdefault(concept, []).append(mask)
-        return {concept: self._instances(parts, size) for concept, parts in masks.items()}
+        return {concept: self._instances(concept, parts, size) for concept, parts in masks.items()}
 
     def _numbered(self, files: Sequence[NamedPixels]) -> dict[str, Instances]:
         result: dict[str, Instances] = {}
@@ -139,15 +139,18 @@ class MaskCoding:
             if concept in result:
                 raise ValueError(f"{file.where}: a second file of instance numbers for {concept!r} in one image")
             result[concept] = Instances.labels(file.values, self.spec.min_area_px)
-        return result if self.union is None else result | {self.union: Instances.together(list(result.values()))}
+        if self.union is None:
+            return result
+        union = Instances.together(list(result.values()))
+        whole = self.spec.instances_of(self.union) == "whole"
+        return result | {self.union: Instances.whole(union.union()) if whole else union}
 
-    def _instances(self, masks: list[Mask], size: tuple[int, int]) -> Instances:
-        if self.spec.instances == "files":
+    def _instances(self, concept: str, masks: list[Mask], size: tuple[int, int]) -> Instances:
+        how = self.spec.instances_of(concept)
+        if how == "files":
             return Instances.separate(masks, size, self.spec.min_area_px)
         union = masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
-        if self.spec.instances == "components":
-            return Instances.components(union, self.spec.min_area_px)
-        return Instances.whole(union)
+        return Instances.components(union, self.spec.min_area_px) if how == "components" else Instances.whole(union)
 
     def _regions(self, file: NamedPixels) -> dict[str, Mask]:
         if self.binary:

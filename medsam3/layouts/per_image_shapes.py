@@ -87,7 +87,7 @@ class AnnotationReader(Reader):
             for concept in self._concepts_of(shape.label, concepts, f"{self._source(item)}: {shape.where}"):
                 if isinstance(patch, Patch):
                     patches[concept].append(patch)
-        return {concept: self._instances(found, size) for concept, found in patches.items()}
+        return {concept: self._instances(concept, found, size) for concept, found in patches.items()}
 
     def _keys(self, item: Item) -> Iterable[int | str]:
         """The keys of concepts that somebody looked for in the image."""
@@ -132,18 +132,17 @@ class AnnotationReader(Reader):
             "options.ignore_labels"
         )
 
-    def _instances(self, patches: list[Patch], size: Size) -> Instances:
-        if self.spec.instances == "labels":
+    def _instances(self, concept: str, patches: list[Patch], size: Size) -> Instances:
+        how = self.spec.instances_of(concept)
+        if how == "labels":
             kept = [patch for patch in patches if np.count_nonzero(patch.mask) >= self.spec.min_area_px]
             boxes_px = np.asarray([patch.box_px for patch in kept], np.int32).reshape(-1, 4)
-            return Instances(size, boxes_px, tuple(patch.mask for patch in kept))
+            return Instances(size, boxes_px, tuple(patch.mask for patch in kept), dropped=len(patches) - len(kept))
         union = np.zeros(size, dtype=bool)
         for patch in patches:
             left, top, right, bottom = patch.box_px
             union[top:bottom, left:right] |= patch.mask
-        if self.spec.instances == "components":
-            return Instances.components(union, self.spec.min_area_px)
-        return Instances.whole(union)
+        return Instances.components(union, self.spec.min_area_px) if how == "components" else Instances.whole(union)
 
 
 class FilePerImageReader(AnnotationReader):

@@ -138,7 +138,11 @@ def check_item(reader: Reader, item: Item) -> ItemCheck:
         return ItemCheck(broken=str(error))
     if reader.spec.keep == "non_empty" and not any(len(instances) for instances in masks.values()):
         return ItemCheck(left_out="no instance of any concept (keep: non_empty)")
-    return ItemCheck(height, width, {concept: found.areas_px.tolist() for concept, found in masks.items()})
+    # What is only there in specks is neither something to learn nor absent: as if nobody had looked for it.
+    told = {concept: found.areas_px.tolist() for concept, found in masks.items() if len(found) or not found.dropped}
+    if not told:
+        return ItemCheck(left_out=f"no instance of min_area_px: {reader.spec.min_area_px} or more")
+    return ItemCheck(height, width, told)
 
 
 class _Tally:

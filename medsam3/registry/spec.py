@@ -67,6 +67,7 @@ class DatasetSpec:
         None  # pattern, patterns, or {key of concepts: pattern}
     )
     instances: str = "whole"  # what one instance is: whole | components | labels | files
+    whole: tuple[str, ...] = ()  # concepts that are one instance in any case, as a tree of vessels is
     min_area_px: int = 1  # smaller instances are dropped (not with instances: whole)
     group: str | GroupRule | None = None  # the patient or video: a regex on the item id, or a rule (see grouping.py)
     exclusive: tuple[str, ...] | None = None  # concepts that may not overlap in an evaluation; None: all but "*"
@@ -84,6 +85,10 @@ class DatasetSpec:
     def concept_names(self) -> tuple[str, ...]:
         """The canonical concepts, each once, in the order of the file."""
         return tuple(dict.fromkeys(self.concepts.values()))
+
+    def instances_of(self, concept: str) -> str:
+        """What one instance of a concept is: one of INSTANCES."""
+        return "whole" if concept in self.whole else self.instances
 
     @property
     def exclusive_concepts(self) -> tuple[str, ...]:
@@ -195,8 +200,9 @@ def _check(spec: DatasetSpec, path: Path) -> None:
             raise ValueError(f"{path}: concepts: {key}: {concept!r}: must be words on one line with single blanks")
     for concept in spec.exclusive or ():
         one_of(f"{path}: exclusive", concept, spec.concept_names)
-    for concept in spec.partly_marked:
-        one_of(f"{path}: partly_marked", concept, spec.concept_names)
+    for key in ("partly_marked", "whole"):
+        for concept in getattr(spec, key):
+            one_of(f"{path}: {key}", concept, spec.concept_names)
     if spec.min_area_px < 1:
         raise ValueError(f"{path}: min_area_px={spec.min_area_px}: must be 1 or more")
     if spec.min_area_px > 1 and spec.instances == "whole":

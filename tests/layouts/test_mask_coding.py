@@ -174,19 +174,6 @@ def test_several_mask_files_need_a_rule(annotators, expected, folder, save, read
         assert "a_mask.png, masks/a_mask_1.png" in problem.reason and "options.annotators" in problem.reason
 
 
-def test_resized_masks_follow_pixel_centres_and_no_instance_vanishes():
-    mask = np.random.RandomState(0).rand(97, 61) > 0.6
-    speck = np.zeros_like(mask)
-    speck[50, 33] = True
-    for size in ((20, 20), (97, 61), (250, 130)):
-        found = Instances.separate([mask, speck], mask.shape).resized(size)
-        rows = np.floor((np.arange(size[0]) + 0.5) * 97 / size[0]).astype(int)
-        columns = np.floor((np.arange(size[1]) + 0.5) * 61 / size[1]).astype(int)
-        assert np.array_equal(found[0], mask[rows][:, columns])
-    small = Instances.separate([speck], mask.shape).resized((20, 20))[0]
-    assert np.argwhere(small).tolist() == [[50 * 20 // 97, 33 * 20 // 61]]
-
-
 def test_boxes_are_fractions_with_the_far_edge_behind_the_last_pixel():
     box = Instances.whole(SQUARE).boxes_cxcywh
     assert box.tolist() == [pytest.approx([10 / 60, 15 / 40, 10 / 60, 10 / 40])]

@@ -221,3 +221,25 @@ def test_a_difference_from_table_1_is_explained(shared_realdata, tmp_path, capsy
     printed = capsys.readouterr().out
     assert "20 (20)" in printed and "28,412 (28,176)" in printed
     assert "DRIVE differs. How the paper's numbers arise: " in printed and "largest" in printed
+
+
+def test_what_is_there_in_specks_alone_is_not_called_absent(small_set, make_spec, tmp_path):
+    """A region below min_area_px is nothing to learn, and no reason to teach that the concept is not there."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:20, 5:15], mask[30, 30] = 1, 2
+    save_picture(tmp_path / "data/small/masks/p0_00.png", mask)
+    save_picture(tmp_path / "data/small/masks/p0_01.png", np.where(mask == 2, mask, 0).astype(np.uint8) // 2)
+    save_picture(tmp_path / "data/small/masks/p0_02.png", np.zeros((40, 60), np.uint8))
+    make_spec(instances="components", min_area_px=5, concepts={1: "left square", 2: "right square"})
+    prepare(config(small_set[1]), [make_spec.folder])
+    found: dict[str, dict[str, str]] = {}
+    for row in rows_of(small_set[1]):
+        found.setdefault(row["item"], {})[row["concept"]] = row["instances"]
+    assert found["p0_00"] == {"left square": "1"}
+    assert found["p0_01"] == {"right square": "0"}
+    assert found["p0_02"] == {"left square": "0", "right square": "0"}
+    for name in ("p0_01", "p0_02"):
+        save_picture(tmp_path / f"data/small/masks/{name}.png", np.where(mask == 2, 1, 0).astype(np.uint8))
+    make_spec(instances="components", min_area_px=5, concepts={1: "left square"}, options={"ignore_values": [2]})
+    prepare(config(small_set[1]), [make_spec.folder])
+    assert exclusions_of(small_set[1]) == [(f"p0_0{n}", "no instance of min_area_px: 5 or more") for n in (1, 2)]
