@@ -146,10 +146,37 @@ class DataConfig:
 
 
 @dataclass
+class LookConfig:
+    """How pictures of a modality may differ; see configs/augmentation/by_modality.yaml."""
+
+    orientation: str = MISSING  # none | mirror | all
+    crop: float = MISSING
+    brightness: float = MISSING
+    contrast: float = MISSING
+    gamma: float = MISSING
+    blur: float = MISSING
+    noise: float = MISSING
+    stain: float = MISSING
+
+
+@dataclass
+class AugmentationConfig:
+    chance: float = MISSING
+    smallest: float = MISSING
+    sided: list[str] = MISSING
+    modalities: dict[str, LookConfig] = MISSING  # empty: no augmentation
+
+
+@dataclass
 class TrainDataConfig(DataConfig):
     absent_concepts: int = MISSING  # prompts per training image that name something not in it
+    hard_negatives: int = MISSING  # of them, at least so many marked absent or look-alikes
+    synonyms: float = MISSING  # chance that a concept is asked for by a synonym
     max_queries: int = MISSING  # prompts per training image, at most
+    max_targets: str = MISSING  # concepts with more instances than the model has answers: keep | drop | crop
     weights: Any = MISSING  # size | sqrt | uniform | {name: weight}
+    max_repeats: int | None = MISSING  # times that an image comes in an epoch, at most
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     workers: int = MISSING  # data loading processes per rank
 
 
@@ -278,6 +305,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "loss.variant": ("paper", "sam3", "box_only"),
     "model.activation_checkpointing": ("none", "vision", "all"),
     "model.compile": ("auto", "none", "vision", "all"),
+    "data.max_targets": ("keep", "drop", "crop"),
     "data.prompts": ("canonical", "paper"),
     "data.split.by": ("image", "group"),
     "wandb.mode": ("auto", "online", "offline", "off"),
@@ -353,6 +381,11 @@ def _check_training(config: TrainConfig) -> None:
         raise ValueError(
             f"data.max_queries={config.data.max_queries} leaves no room for a present concept beside "
             f"data.absent_concepts={config.data.absent_concepts}: raise it to {config.data.absent_concepts + 1} or more"
+        )
+    if config.data.hard_negatives > config.data.absent_concepts:
+        raise ValueError(
+            f"data.hard_negatives={config.data.hard_negatives}: they are among the absent concepts, so at most "
+            f"data.absent_concepts={config.data.absent_concepts}"
         )
     if config.model.one_to_many_queries is False and config.loss.one_to_many.weight:
         raise ValueError(

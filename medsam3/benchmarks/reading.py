@@ -21,7 +21,8 @@ from medsam3.benchmarks.parts import MANY_QUERIES, SEED
 from medsam3.data.batch import Query
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset
-from medsam3.data.transforms import image_to_tensor, to_query
+from medsam3.data.prompts import PromptDraw
+from medsam3.data.transforms import Frame, image_to_tensor, to_query
 from medsam3.layouts.instances import Instances
 
 Steps = Mapping[str, Callable[[], object]]
@@ -70,7 +71,7 @@ def _sample_times(
     corpus: Corpus, image_size: int, repeats: int, baseline: Callable[[Path, NDArray[np.uint8]], object]
 ) -> ReadingTimes:
     torch.set_num_threads(1)
-    dataset = QueryDataset(corpus, "train", image_size, absent_concepts=0, max_queries=MANY_QUERIES, seed=SEED)
+    dataset = QueryDataset(corpus, "train", image_size, PromptDraw(corpus, MANY_QUERIES), seed=SEED)
     (reader,) = corpus.readers.values()
     collected: list[dict[str, list[float]]] = []
     sizes, instances = [], 0
@@ -103,4 +104,4 @@ def _sample_times(
 
 
 def _queries(masks: Mapping[str, Instances], image_size: int) -> list[Query]:
-    return [to_query(concept, concept, found, image_size) for concept, found in masks.items()]
+    return [to_query(concept, concept, found, Frame.full(image_size)) for concept, found in masks.items()]

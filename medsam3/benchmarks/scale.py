@@ -21,6 +21,7 @@ from medsam3.data.batch import Sample
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.manifest import Manifest, split_file
+from medsam3.data.prompts import PromptDraw
 from medsam3.data.sampler import ImageSampler
 from medsam3.layouts.instances import Instances
 from medsam3.layouts.reader import Item, Listing, Reader
@@ -114,7 +115,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 def _synthetic_loader(corpus: Corpus, workers: int) -> DataLoader[Sample]:
     """Batches of 64 images, of which only the number comes back."""
-    dataset = QueryDataset(corpus, "train", 14, absent_concepts=0, max_queries=MANY_QUERIES, seed=SEED)
+    dataset = QueryDataset(corpus, "train", 14, PromptDraw(corpus, MANY_QUERIES), seed=SEED)
     sampler = ImageSampler(dataset, "size", images_per_batch=BATCH, seed=SEED, rank=0, world_size=1)
     return DataLoader(
         dataset,
@@ -175,11 +176,12 @@ def sampling_shares(counts: Mapping[str, int], folder: Path) -> list[Share]:
         ids = [str(image) for image in range(images)]
         concepts = [specs[name].concept_names[0]] * images
         write_training_part(split_file(folder, name), ids, ids, concepts, np.ones(images, dtype=np.int64))
-    dataset = QueryDataset(as_corpus(specs, {}, folder), "train", 14, absent_concepts=0, max_queries=1, seed=SEED)
+    corpus = as_corpus(specs, {}, folder)
+    dataset = QueryDataset(corpus, "train", 14, PromptDraw(corpus, 1), seed=SEED)
     shares = []
     for weights in ("size", "sqrt", "uniform"):
         sampler = ImageSampler(dataset, weights, images_per_batch=1, seed=SEED, rank=0, world_size=1)
-        drawn = np.concatenate(list(sampler))
+        drawn = np.concatenate(list(sampler))[:, 0]
         owner = np.searchsorted(sampler.starts, drawn, side="right") - 1
         for place, (name, images) in enumerate(counts.items()):
             own = drawn[owner == place]

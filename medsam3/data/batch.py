@@ -23,6 +23,7 @@ class Query:
     text: str
     boxes: Tensor  # [N, 4] cxcywh in 0..1
     masks: Tensor  # [N, h, w] bool
+    kind: str  # present, or why it is known to be absent: one of prompts.KINDS
 
 
 @dataclass
@@ -39,10 +40,12 @@ class Targets:
     boxes: Tensor  # [N, 4] cxcywh in 0..1
     masks: Tensor  # [N, h, w] bool
     sample_ids: list[str] = field(default_factory=list)  # [Q]
+    kinds: list[str] = field(default_factory=list)  # [Q] as Query.kind
 
     def pin_memory(self) -> Targets:
         """In memory that the device reads while the host goes on; the data loader looks for this method."""
-        return Targets(self.counts.pin_memory(), self.boxes.pin_memory(), self.masks.pin_memory(), self.sample_ids)
+        pinned = (self.counts.pin_memory(), self.boxes.pin_memory(), self.masks.pin_memory())
+        return Targets(*pinned, self.sample_ids, self.kinds)
 
     def to(self, device: torch.device) -> Targets:
         return Targets(
@@ -50,6 +53,7 @@ class Targets:
             self.boxes.to(device, non_blocking=True),
             self.masks.to(device, non_blocking=True),
             self.sample_ids,
+            self.kinds,
         )
 
 
@@ -90,6 +94,7 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
         boxes=torch.cat([query.boxes for query in queries]),
         masks=torch.cat([query.masks for query in queries]),
         sample_ids=[query.sample_id for query in queries],
+        kinds=[query.kind for query in queries],
     )
     return Batch(
         pixel_values=torch.stack([sample.image for sample in samples]),

@@ -13,6 +13,7 @@ from medsam3.data.manifest import ImageRows, Manifest, split_file
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import open_reader
 from medsam3.messages import listed
+from medsam3.registry.scenes import AbsentPool, absent_pool, shipped_scenes
 from medsam3.registry.spec import PAPER, SPEC_FOLDER, DatasetSpec, load_specs
 from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
@@ -39,6 +40,10 @@ class Corpus:
     def exclusive(self, dataset: str) -> tuple[str, ...]:
         """Concepts of a data set that may not overlap in an evaluation."""
         return self.specs[dataset].exclusive_concepts
+
+    def absent_pool(self, rows: ImageRows) -> AbsentPool:
+        """What may be asked of an image as absent, in training and in evaluation."""
+        return absent_pool(shipped_scenes(), self.specs[rows.dataset], rows.item, rows.present, rows.absent)
 
     def images(self, dataset: str, part: str) -> list[ImageRows]:
         """The images of a data set in a part: train | val | external | all."""

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 from torch.utils.data import Dataset
 
+from medsam3.data.augmentation import Augmentation, Image, Masks, thinned
 from medsam3.data.batch import Sample
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
-from medsam3.data.transforms import image_to_tensor, to_query
+from medsam3.data.prompts import Asked, PromptDraw
+from medsam3.data.transforms import Frame, framed, square, to_query
 from medsam3.layouts.instances import Instances
+
+MAX_TARGETS = 200  # the answers that SAM3's decoder gives to a prompt
+Place = int | tuple[int, int]  # an image, or an image and how often it came in this epoch before
 
 
 class QueryDataset(Dataset[Sample]):
     """Images of a part with their concepts as queries, and by config some concepts that are absent.
 
-    Absent concepts are drawn from those that the data set marks as absent in the image; if these are too few, from the
-    concepts of data sets whose pictures show something else altogether (another family in spec.MODALITIES), because an
-    unmarked organ may well be in a picture of the same family. What is drawn depends on seed, epoch and image alone.
+    What is drawn for an image depends on seed, epoch, image and how often it came before in the epoch, and on nothing
+    else: not on the process that loads it, nor on where a run was interrupted.
     """
 
     def __init__(
-        self, corpus: Corpus, part: str, image_size: int, absent_concepts: int, max_queries: int, seed: int
+        self,
+        corpus: Corpus,
+        part: str,
+        image_size: int,
+        prompts: PromptDraw,
+        seed: int,
+        max_targets: str = "keep",
+        augmentation: Augmentation | None = None,
     ) -> None:
         """
         Args:
             part: train | val | external.
             image_size: side of the square model input and of the target masks, px.
-            absent_concepts: absent concepts to ask of an image, at most.
-            max_queries: concepts to ask of an image, at most.
+            max_targets: what is done with a concept of more than MAX_TARGETS instances in an image: keep | drop (it is
+                not asked for there) | crop (to a part of the image with fewer).
 
         Raises:
             ValueError: a data set has no images in the part.
@@ -37,13 +49,13 @@ class QueryDataset(Dataset[Sample]):
         self.corpus = corpus
         self.images = corpus.manifest.select(part)
         self.image_size = image_size
-        self.absent_concepts = absent_concepts
-        self.max_queries = max_queries
+        self.prompts = prompts
         self.seed = seed
         self.epoch = 0
-        self._foreign = {name: _foreign_concepts(corpus, name) for name in corpus.specs}
-        if absent_concepts == 0:
-            self.images = self.images.with_present_concepts()
+        self.max_targets = max_targets
+        self.augmentation = augmentation
+        if prompts.absent_concepts == 0:
+            self.images = self.images.with_present_concepts(MAX_TARGETS if max_targets == "drop" else None)
         for name, count in self.images.counts.items():
             if count == 0:
                 raise ValueError(
@@ -57,44 +69,57 @@ class QueryDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, place: Place) -> Sample:
+        index, before = place if isinstance(place, tuple) else (place, 0)
         rows = self.images[index]
-        present, absent = self._chosen(rows)
+        seed = f"{self.seed}:{self.epoch}:{rows.dataset}:{rows.item}" + (f":{before}" if before else "")
+        crowded = self.images.crowded(index, MAX_TARGETS) if self.max_targets == "drop" else ()
+        asked = self.prompts(rows, crowded, random.Random(seed))
+        image, masks = self._read(rows, asked)
+        draw = random.Random(f"view:{seed}")
+        if self.max_targets == "crop":
+            image, masks = thinned(image, masks, MAX_TARGETS, draw)
+        frame = Frame.full(self.image_size)
+        if self.augmentation is not None:
+            image, masks = self.augmentation.moved(rows.dataset, image, masks, draw)
+            frame = self.augmentation.frame(self.image_size, draw)
+        pixels = square(image, frame.side)
+        if self.augmentation is not None:
+            pixels = self.augmentation.repainted(rows.dataset, pixels, draw)
+        nothing = Instances.separate([], image.shape[:2])
+        queries = [
+            to_query(
+                f"{rows.dataset}/{rows.item}/{ask.concept}", ask.text, masks.get(ask.concept, nothing), frame, ask.kind
+            )
+            for ask in self._still_true(rows, asked, masks)
+        ]
+        return Sample(framed(pixels, frame), queries)
+
+    def _read(self, rows: ImageRows, asked: list[Asked]) -> tuple[Image, Masks]:
+        """The image, and the masks of what is asked for and present."""
         reader = self.corpus.readers[rows.dataset]
         item = reader.item(rows.item)
-        image = reader.image(item)
-        masks = reader.masks(item)
-        queries = []
-        for concept, owner in (dict.fromkeys(present, rows.dataset) | absent).items():
-            sample_id = f"{rows.dataset}/{rows.item}/{concept}"
-            instances = masks.get(concept, Instances.separate([], image.shape[:2]))
-            if bool(len(instances)) != (concept in present):
+        image, masks = reader.image(item), reader.masks(item)
+        for ask in asked:
+            if (ask.concept in masks and len(masks[ask.concept]) > 0) != (ask.kind == "present"):
                 raise ValueError(
-                    f"{sample_id}: the masks have changed since {self.corpus.split_file(rows.dataset)} was written; "
-                    f"run python scripts/prepare_data.py datasets={rows.dataset} again"
+                    f"{rows.dataset}/{rows.item}/{ask.concept}: the masks have changed since "
+                    f"{self.corpus.split_file(rows.dataset)} was written; run python scripts/prepare_data.py "
+                    f"datasets={rows.dataset} again"
                 )
-            queries.append(to_query(sample_id, self.corpus.prompt(owner, concept), instances, self.image_size))
-        return Sample(image_to_tensor(image, self.image_size), queries)
+        return image, {ask.concept: masks[ask.concept] for ask in asked if ask.kind == "present"}
 
-    def _chosen(self, rows: ImageRows) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Present concepts, and absent ones with the data set whose words ask for them."""
-        draw = random.Random(f"{self.seed}:{self.epoch}:{rows.dataset}:{rows.item}")
-        absent = dict.fromkeys(draw.sample(rows.absent, min(self.absent_concepts, len(rows.absent))), rows.dataset)
-        foreign = self._foreign[rows.dataset]
-        missing = min(self.absent_concepts - len(absent), len(foreign))
-        absent |= {concept: foreign[concept] for concept in draw.sample(list(foreign), missing)}
-        room = self.max_queries - len(absent)
-        present = rows.present if len(rows.present) <= room else tuple(draw.sample(rows.present, room))
-        return present, absent
+    def _still_true(self, rows: ImageRows, asked: list[Asked], masks: Masks) -> list[Asked]:
+        """What can be asked of the piece of the image that is left.
 
-
-def _foreign_concepts(corpus: Corpus, name: str) -> dict[str, str]:
-    """Concepts (with a data set that has them) that pictures of this data set's family cannot show."""
-    family = corpus.specs[name].family
-    possible = {c for spec in corpus.specs.values() if spec.family == family for c in spec.concept_names}
-    return {
-        concept: other
-        for other, spec in corpus.specs.items()
-        for concept in spec.concept_names
-        if concept not in possible
-    }
+        A concept that was cut off is absent from it, and asked as such if absent concepts are and the data set marks it
+        wherever it is; otherwise it is not asked for.
+        """
+        gone = [concept for concept, found in masks.items() if not len(found)]
+        if not gone:
+            return asked
+        left = tuple(concept for concept in rows.present if concept not in gone)
+        absent = self.corpus.absent_pool(dataclasses.replace(rows, present=left, absent=tuple(gone))).marked
+        keep = absent if self.prompts.absent_concepts else ()
+        moved = [dataclasses.replace(ask, kind="cut off") if ask.concept in gone else ask for ask in asked]
+        return [ask for ask in moved if ask.kind != "cut off" or ask.concept in keep]

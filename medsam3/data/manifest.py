@@ -112,6 +112,10 @@ class SplitTable:
     def __reduce__(self) -> tuple[Any, ...]:
         return SplitTable.open, (self.path,)  # a process that gets this object maps the file again
 
+    def rows(self, image: int) -> slice:
+        """The rows of an image."""
+        return slice(self.offsets[image], self.offsets[image + 1])
+
     def texts(self, column: str) -> tuple[pa.StringArray, NDArray[np.integer]]:
         """Distinct texts of a column and, per image, which of them it has."""
         return self._by_image[column]
@@ -240,13 +244,19 @@ class Manifest:
             chosen.append(images)
         return Manifest(splits, self.by, chosen)
 
-    def with_present_concepts(self) -> Manifest:
-        """The images that hold at least one concept."""
+    def with_present_concepts(self, at_most: int | None = None) -> Manifest:
+        """The images that hold at least one concept (of at most so many instances)."""
         chosen = []
         for split, images in zip(self.splits, self.chosen, strict=True):
-            present = np.maximum.reduceat(split.instances, split.offsets[:-1]) > 0
-            chosen.append(images[present[images]])
+            there = (split.instances > 0) & (split.instances <= (at_most or split.instances))
+            chosen.append(images[np.logical_or.reduceat(there, split.offsets[:-1])[images]])
         return Manifest(self.splits, self.by, chosen)
+
+    def crowded(self, index: int, at_most: int) -> set[str]:
+        """Concepts of an image with more instances than so many."""
+        split, image = self._find(index)
+        rows = split.rows(image)
+        return {split.concepts[code] for code in split.concept_codes[rows][split.instances[rows] > at_most]}
 
     @property
     def names(self) -> list[str]:
@@ -265,13 +275,16 @@ class Manifest:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, index: int) -> ImageRows:
+    def _find(self, index: int) -> tuple[SplitTable, int]:
+        """The split table of an image and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        split = self.splits[number]
-        image = int(self.chosen[number][index - self.starts[number]])
-        rows = slice(split.offsets[image], split.offsets[image + 1])
+        return self.splits[number], int(self.chosen[number][index - self.starts[number]])
+
+    def __getitem__(self, index: int) -> ImageRows:
+        split, image = self._find(index)
+        rows = split.rows(image)
         concepts = [split.concepts[code] for code in split.concept_codes[rows]]
         there = split.instances[rows] > 0
         groups, group_codes = split.texts("group")

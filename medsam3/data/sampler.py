@@ -13,8 +13,8 @@ from medsam3.data.dataset import QueryDataset
 from medsam3.messages import did_you_mean
 
 
-class ImageSampler(Sampler[list[int]]):
-    """Batches of image indices for one rank; the same order on every machine for the same seed and epoch.
+class ImageSampler(Sampler[list[tuple[int, int]]]):
+    """Batches for one rank of images and how often each came before; the same for the same seed and epoch everywhere.
 
     An epoch has as many images as the part. With weights `size` each image comes once; otherwise each data set gets its
     share of the epoch, and its images come in turn, a second time before a third. All ranks get the same number of full
@@ -29,16 +29,20 @@ class ImageSampler(Sampler[list[int]]):
         seed: int,
         rank: int,
         world_size: int,
+        max_repeats: int | None = None,
     ) -> None:
         """
         Args:
             weights: size | sqrt | uniform, or a weight for each data set; shares are proportional.
+            max_repeats: times that an image comes in an epoch, at most; what a small data set cannot fill goes to the
+                others, and if none can, the epoch is shorter.
 
         Raises:
             ValueError: weights name an unknown data set or leave one out, or are negative or all zero.
         """
         counts = dataset.images.counts
-        self.shares = _shares(list(counts), np.asarray(list(counts.values())), weights)
+        self.names = list(counts)
+        self.shares = _shares(self.names, np.asarray(list(counts.values())), weights, max_repeats)
         self.starts = np.cumsum([0, *counts.values()])
         self.images_per_batch = images_per_batch
         self.seed = seed
@@ -56,26 +60,40 @@ class ImageSampler(Sampler[list[int]]):
         """Batches of a whole epoch on each rank."""
         return -(-int(self.shares.sum()) // (self.images_per_batch * self.world_size))
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = self._order()
         for batch in range(self.first_batch, len(self)):
             start = (batch * self.world_size + self.rank) * self.images_per_batch
-            yield [int(order[place % len(order)]) for place in range(start, start + self.images_per_batch)]
+            places = (place % len(order) for place in range(start, start + self.images_per_batch))
+            yield [(int(order[place, 0]), int(order[place, 1])) for place in places]
+
+    def describe(self) -> str:
+        """One line: how often an image of each data set comes in an epoch, the most frequent first."""
+        sizes = np.diff(self.starts)
+        often = sorted(zip(self.shares / sizes, self.names, sizes, strict=True), reverse=True)
+        listed = ", ".join(f"{name} {times:.3g} ({size} images)" for times, name, size in often)
+        return f"an image comes so many times in an epoch of {self.shares.sum()}: {listed}"
 
     def _order(self) -> NDArray[np.int64]:
-        """All image indices of the epoch; by the legacy generator, whose numbers numpy promises never to change."""
+        """[images of the epoch, 2]: index, and how often it came before.
+
+        By the legacy generator, whose numbers numpy promises never to change.
+        """
         digest = hashlib.sha256(f"{self.seed}:{self.epoch}".encode()).digest()
         draw = np.random.RandomState(int.from_bytes(digest[:4], "big"))
         chosen = []
         for start, stop, share in zip(self.starts[:-1], self.starts[1:], self.shares, strict=True):
-            rounds = -(-int(share) // int(stop - start))
-            turns = [draw.permutation(int(stop - start)) for _ in range(rounds)]
-            chosen.append(start + np.concatenate([*turns, np.empty(0, dtype=np.int64)])[:share])
+            size, rounds = int(stop - start), -(-int(share) // int(stop - start))
+            turns = [draw.permutation(size) for _ in range(rounds)]
+            indices = start + np.concatenate([*turns, np.empty(0, dtype=np.int64)])
+            chosen.append(np.stack([indices, np.repeat(np.arange(rounds), size)], axis=1)[:share])
         return draw.permutation(np.concatenate(chosen)).astype(np.int64)
 
 
-def _shares(names: list[str], counts: NDArray[np.int64], weights: str | Mapping[str, float]) -> NDArray[np.int64]:
-    """Images of each data set in an epoch; together as many as there are."""
+def _shares(
+    names: list[str], counts: NDArray[np.int64], weights: str | Mapping[str, float], max_repeats: int | None
+) -> NDArray[np.int64]:
+    """Images of each data set in an epoch; together as many as there are, unless max_repeats forbids it."""
     if weights == "size":
         return counts
     if isinstance(weights, str):
@@ -93,7 +111,12 @@ def _shares(names: list[str], counts: NDArray[np.int64], weights: str | Mapping[
         if (values < 0).any() or values.sum() == 0:
             raise ValueError(f"data.weights={dict(weights)}: must not be negative, nor all zero")
     exact = values / values.sum() * counts.sum()
+    most = counts * (max_repeats or counts.sum())
+    while (exact > most).any():  # what is too much for one goes to those that have room, by their weights
+        room = (exact < most) & (values > 0)
+        surplus = np.maximum(exact - most, 0).sum()
+        exact = np.minimum(exact, most) + room * values * (surplus / values[room].sum() if room.any() else 0)
     shares = np.floor(exact).astype(np.int64)
-    largest_rests = np.argsort(shares - exact, kind="stable")[: int(counts.sum() - shares.sum())]
+    largest_rests = np.argsort(shares - exact, kind="stable")[: int(round(exact.sum()) - shares.sum())]
     shares[largest_rests] += 1
     return shares

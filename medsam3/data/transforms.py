@@ -5,6 +5,8 @@ Shapes: H x W the image, S the side of the model input, N instances.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,21 +18,62 @@ from medsam3.data.batch import Query
 from medsam3.layouts.instances import Instances
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Where an image lies in the square of the model input, px. The rest is black."""
+
+    size: int
+    side: int
+    left: int = 0
+    top: int = 0
+
+    @classmethod
+    def full(cls, size: int) -> Frame:
+        """The image fills the square."""
+        return cls(size, size)
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Of [..., S, S] the image's own part."""
+        return ..., slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)  # type: ignore[return-value]
+
+
 def image_to_tensor(image: NDArray[np.uint8], image_size: int) -> Tensor:
     """[H, W, 3] uint8 -> [3, S, S] float: bilinear with antialiasing, aspect ratio not kept, mean and std 0.5."""
+    return normalised(square(image, image_size))
+
+
+def square(image: NDArray[np.uint8], side: int) -> Tensor:
+    """[H, W, 3] uint8 -> [3, side, side] uint8."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    square = tvf.resize(pixels, [image_size, image_size], v2.InterpolationMode.BILINEAR, antialias=True)
-    return square.float().mul_(2 / 255).sub_(1)  # (x / 255 - 0.5) / 0.5 in two passes over the pixels instead of four
+    return tvf.resize(pixels, [side, side], v2.InterpolationMode.BILINEAR, antialias=True)
 
 
-def to_query(sample_id: str, text: str, instances: Instances, mask_size: int) -> Query:
-    """A query with its targets: boxes from the masks at full size, masks [N, S, S] by nearest neighbour.
+def normalised(pixels: Tensor) -> Tensor:
+    """uint8 -> float from -1 to 1: (x / 255 - 0.5) / 0.5 in two passes over the pixels instead of four."""
+    return pixels.float().mul_(2 / 255).sub_(1)
 
-    An instance that is too thin for the resized mask keeps one pixel there (see `Instances.resized`).
+
+def framed(pixels: Tensor, frame: Frame) -> Tensor:
+    """[3, side, side] uint8 -> [3, S, S] float."""
+    if frame.side == frame.size:
+        return normalised(pixels)
+    canvas = torch.full((3, frame.size, frame.size), -1.0)
+    canvas[frame.place] = normalised(pixels)
+    return canvas
+
+
+def to_query(sample_id: str, text: str, instances: Instances, frame: Frame, kind: str = "present") -> Query:
+    """A query with its targets: boxes from the masks at full size, masks [N, S, S] by area.
+
+    An instance that is too thin for the resized mask keeps a piece there (see `Instances.resized`).
     """
-    return Query(
-        sample_id=sample_id,
-        text=text,
-        boxes=torch.from_numpy(instances.boxes_cxcywh),
-        masks=torch.from_numpy(instances.resized((mask_size, mask_size))),
-    )
+    masks = instances.resized((frame.side, frame.side))
+    boxes = instances.boxes_cxcywh
+    if frame.side != frame.size:
+        canvas = np.zeros((len(masks), frame.size, frame.size), dtype=bool)
+        canvas[frame.place] = masks
+        masks = canvas
+        scale = np.float32(frame.side / frame.size)
+        boxes = boxes * scale + np.asarray([frame.left, frame.top, 0, 0], np.float32) / np.float32(frame.size)
+    return Query(sample_id, text, torch.from_numpy(boxes), torch.from_numpy(masks), kind)

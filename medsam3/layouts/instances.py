@@ -7,7 +7,6 @@ Shapes: H x W the image, N instances, h x w a target size. Boxes are [x0, y0, x1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -157,12 +156,9 @@ class Instances:
         instance with a box has a mask. Only what surrounds its box is resized; the result is that of the whole mask.
         """
         masks = np.zeros((len(self), *size), dtype=bool)
-        scales = tuple(source / target for source, target in zip(self.size, size, strict=True))
         for mask, (x0, y0, x1, y1), crop in zip(masks, self.boxes_px.tolist(), self.crops, strict=True):
-            rows, columns = (
-                _Span.around(*ends, source, target, scale)
-                for ends, source, target, scale in zip(((y0, y1), (x0, x1)), self.size, size, scales, strict=True)
-            )
+            rows = _Span.around(y0, y1, self.size[0], size[0])
+            columns = _Span.around(x0, x1, self.size[1], size[1])
             near = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
             near[y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start] = crop
             box = (columns.from_px, rows.from_px, columns.to_px, rows.to_px)
@@ -188,13 +184,14 @@ class _Span:
     to_px: float  # where the last target pixel ends
 
     @classmethod
-    def around(cls, low: int, high: int, source: int, target: int, scale: float) -> _Span:
+    def around(cls, low: int, high: int, source: int, target: int) -> _Span:
         """Of an instance at low:high, with a margin beyond which no target pixel is touched by it."""
-        margin = math.ceil(2 * max(scale, 1)) + 1
+        margin = 2 * max(-(-source // target), 1) + 1
         start, stop = max(low - margin, 0), min(high + margin, source)
-        first = math.ceil(start / scale) if start else 0
-        last = math.floor(stop / scale) if stop < source else target
-        return cls(start, stop, first, last, first * scale - start, last * scale - start)
+        first = -(-start * target // source)
+        last = stop * target // source
+        from_px, to_px = first * source / target - start, last * source / target - start
+        return cls(start, stop, first, last, max(from_px, 0.0), min(to_px, stop - start))
 
 
 def _bounds(mask: Mask) -> tuple[slice, slice] | None:

@@ -73,6 +73,7 @@ class SceneTable:
                 word that is a synonym of a concept, a look-alike that its scene can show, or that is named needlessly.
         """
         self.path = path
+        self.vocabulary = vocabulary
         self.scenes = content.scenes
         self._groups: dict[str, frozenset[str]] = {}
         for name, members in content.groups.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -21,9 +22,11 @@ from tqdm import tqdm
 
 from medsam3 import distributed
 from medsam3.config import TrainConfig
+from medsam3.data.augmentation import Augmentation
 from medsam3.data.batch import Batch, collate
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
+from medsam3.data.prompts import KINDS, PromptDraw
 from medsam3.data.sampler import ImageSampler
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.honesty import training_images
@@ -96,6 +99,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         write_run_facts(folder, yaml.safe_dump(stored_config, sort_keys=False))
     log.line(f"model    {loaded.report}")
     log.line(f"data     {corpus.describe()}")
+    log.line(f"sampling {sampler.describe()}")
     start = f"resumes at step {progress.step}" if state else f"starts from {config.model.checkpoint}"
     log.line(
         f"run      {folder}: {start}, {total_steps} steps, {distributed.world_size()} process(es) on {device.type}"
@@ -131,21 +135,24 @@ def _average_gradients(detector: TextDetector, device: torch.device) -> nn.Modul
 
 
 def _training_data(config: TrainConfig, corpus: Corpus) -> tuple[QueryDataset, ImageSampler]:
+    data = config.data
     dataset = QueryDataset(
         corpus,
         part="train",
         image_size=config.model.image_size,
-        absent_concepts=config.data.absent_concepts,
-        max_queries=config.data.max_queries,
+        prompts=PromptDraw(corpus, data.max_queries, data.absent_concepts, data.hard_negatives, data.synonyms),
         seed=config.seed,
+        max_targets=data.max_targets,
+        augmentation=Augmentation(data.augmentation, corpus.specs) if data.augmentation.modalities else None,
     )
     sampler = ImageSampler(
         dataset,
-        weights=config.data.weights,
+        weights=data.weights,
         images_per_batch=config.trainer.images_per_process,
         seed=config.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        max_repeats=data.max_repeats,
     )
     return dataset, sampler
 
@@ -170,10 +177,12 @@ def _run_epochs(run: Run) -> None:
         total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2.0
     )
     while progress.step < run.total_steps:
+        asked: Counter[str] = Counter()
         run.sampler.set_position(progress.epoch, progress.batch)
         run.dataset.set_epoch(progress.epoch)
         for batches in _grouped(run.loader, trainer.accumulation_steps):
             optimizer_step(run, batches, meter)
+            asked.update(kind for batch in batches for kind in batch.targets.kinds)
             progress.batch += len(batches)
             bar.update()
             if progress.step % trainer.log_every_steps == 0 or progress.step == run.total_steps:
@@ -187,10 +196,19 @@ def _run_epochs(run: Run) -> None:
                 save_last(run.folder / "last", run.loaded.model, run.optimizer, progress, run.stored_config)
         progress.epoch += 1
         progress.batch = 0
+        _log_asked(run, asked)
         _validate(run)
         meter.restart()
         save_last(run.folder / "last", run.loaded.model, run.optimizer, progress, run.stored_config)
     bar.close()
+
+
+def _log_asked(run: Run, asked: Counter[str]) -> None:
+    """How many concepts all ranks asked for in the epoch, or since the run was resumed in it, by kind."""
+    total: Counter[str] = sum(distributed.gather_objects(asked), Counter())
+    run.log.scalars(run.progress.step, {f"asked/{kind}": float(total[kind]) for kind in KINDS})
+    shown = ", ".join(f"{total[kind]} {kind}" for kind in KINDS if total[kind])
+    run.log.line(f"epoch {run.progress.epoch:3d}  asked: {shown}")
 
 
 def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,13 @@ from medsam3.data.batch import collate
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.manifest import split_file
+from medsam3.data.prompts import PromptDraw
 from medsam3.data.sampler import ImageSampler
 from medsam3.data.transforms import image_to_tensor
 from medsam3.preparation.prepare import prepare
+from medsam3.registry.scenes import shipped_scenes
 from medsam3.registry.spec import SPEC_FOLDER
+from medsam3.registry.vocabulary import Vocabulary
 from tests.conftest import data_config, prepare_config, save_picture
 
 SIZE = 48
@@ -34,17 +39,20 @@ def corpus(small_set, make_spec) -> Corpus:
 
 @pytest.fixture
 def two_families(small_set, make_spec, tmp_path) -> Corpus:
-    """The small set, a fundus set, and an endoscopy set that shares a family with the small set."""
-    for name, concept, modality in (("eyes", "optic disc", "fundus"), ("scope", "polyp", "endoscopy")):
+    """The small set, whose scene nobody named, a fundus set and an endoscopy set with theirs."""
+    for name, concept, modality, scene in (
+        ("eyes", "optic disc", "fundus", "disc_fundus"),
+        ("scope", "polyp", "endoscopy", "colonoscopy"),
+    ):
         for n in range(4):
             save_picture(tmp_path / f"data/{name}/images/{n}.png", np.full((20, 20, 3), n, np.uint8))
             save_picture(tmp_path / f"data/{name}/masks/{n}.png", np.ones((20, 20), np.uint8))
-        make_spec(name=name, root=name, modality=modality, concepts={1: concept})
+        make_spec(name=name, root=name, modality=modality, scene=scene, concepts={1: concept})
     return prepared(small_set[1], make_spec.folder, "small", "eyes", "scope")
 
 
-def queries(corpus, part="train", absent_concepts=0, max_queries=8, seed=1) -> QueryDataset:
-    return QueryDataset(corpus, part, SIZE, absent_concepts, max_queries, seed)
+def queries(corpus, part="train", max_queries=8, seed=1, max_targets="keep", augmentation=None, **draw) -> QueryDataset:
+    return QueryDataset(corpus, part, SIZE, PromptDraw(corpus, max_queries, **draw), seed, max_targets, augmentation)
 
 
 def names_of(dataset: QueryDataset) -> list[str]:
@@ -70,6 +78,7 @@ def test_a_sample_holds_the_resized_image_and_its_concepts(corpus):
     assert left.masks.shape == (1, SIZE, SIZE) and left.masks.dtype == torch.bool
     rows = np.flatnonzero(left.masks[0].any(dim=1).numpy())
     assert rows.tolist() == [r for r in range(SIZE) if 10 <= int((r + 0.5) * 40 / SIZE) < 20]
+    assert (left.kind, right.kind) == ("present", "present")
 
 
 def test_the_image_is_scaled_like_metas():
@@ -100,24 +109,76 @@ def test_images_without_concept_come_only_with_absent_queries(corpus, small_set,
     assert {len(q.boxes) for q in asked} == {0, 1} and all(len(q.boxes) == len(q.masks) for q in asked)
 
 
-def test_absent_concepts_are_those_marked_absent_in_the_image(corpus):
-    dataset = queries(corpus, absent_concepts=2)
-    for i in range(len(dataset)):
-        truth = {"left square": True, "right square": int(dataset.images[i].item[-1]) % 2 == 1}
-        assert {q.text: bool(len(q.boxes)) for q in dataset[i].queries} == truth
+def absent_of(dataset: QueryDataset, *images: int) -> Counter[tuple[str, str]]:
+    """Kind and text of what was asked as absent."""
+    asked = [query for i in images or range(len(dataset)) for query in dataset[i].queries if query.kind != "present"]
+    assert not any(len(query.boxes) or len(query.masks) for query in asked)
+    return Counter((query.kind, query.text) for query in asked)
 
 
-def test_absent_concepts_of_other_sets_come_from_other_families_only(two_families):
-    dataset = queries(two_families, absent_concepts=3)
-    asked: dict[str, set[str]] = {}
+def test_what_the_data_set_marked_absent_is_the_first_of_the_hard_ones(corpus):
+    dataset = queries(corpus, absent_concepts=1, hard_negatives=0)
+    assert {kind for kind, _ in absent_of(dataset)} <= {"marked", "easy"}
+    with pytest.raises(ValueError, match=r"nothing is hard to refuse in a picture of small: .*scene: one of chest_rad"):
+        queries(corpus, absent_concepts=1, hard_negatives=1)
+
+
+def test_absent_concepts_are_of_the_whole_vocabulary_and_hard_ones_are_always_there(two_families):
+    names = list(two_families.specs)
+    dataset = queries(two_families, absent_concepts=4, hard_negatives=0)
+    eyes = [i for i in range(len(dataset)) if dataset.images[i].dataset == "eyes"]
+    kinds = Counter()
+    for epoch in range(30):
+        dataset.set_epoch(epoch)
+        asked = absent_of(dataset, *eyes)
+        kinds.update(kind for kind, _ in asked.elements())
+        shown = {"optic disc", "optic cup", "retinal blood vessel", "macula", "blood vessel"}
+        assert asked.total() == 4 * len(eyes) and not shown & {text for _, text in asked}
+    assert names == ["small", "eyes", "scope"] and kinds["easy"] > kinds["hard"] > 0
+    del two_families.specs["small"]  # its scene is not told
+    dataset = queries(two_families, absent_concepts=2, hard_negatives=1)
+    for i in eyes:
+        assert {query.kind for query in dataset[i].queries} in ({"present", "hard", "easy"}, {"present", "hard"})
+
+
+def test_false_negatives_of_the_family_rule_are_gone(make_spec, save, tmp_path):
+    """BTXRD's malignant bone tumor beside an osteosarcoma, and a breast tumor on a breast ultrasound."""
+    mask = np.zeros((20, 20), np.uint8)
+    mask[2:8, 2:8] = 1
+    for name, spec in (
+        ("bones", {"modality": "x-ray", "scene": "limb_radiograph",
+                   "concepts": {1: "osteosarcoma", 2: "malignant bone tumor", 3: "osteofibroma"}}),
+        ("breasts", {"modality": "ultrasound", "scene": "breast_ultrasound", "concepts": {1: "breast lesion"}}),
+    ):  # fmt: skip
+        for n in range(8):
+            save(tmp_path / f"data/{name}/images/{n}.png", np.full((20, 20, 3), n, np.uint8))
+            save(tmp_path / f"data/{name}/masks/{n}.png", mask)
+        make_spec(name=name, root=name, **spec)
+    corpus = prepared(data_config(tmp_path), make_spec.folder, "bones", "breasts")
+    assert corpus.images("bones", "all")[0].absent == ("malignant bone tumor", "osteofibroma")
+    assert corpus.absent_pool(corpus.images("bones", "all")[0]).marked == ("osteofibroma",)
+    dataset = queries(corpus, max_queries=100, absent_concepts=99, hard_negatives=20)
+    texts: dict[str, set[str]] = {"bones": set(), "breasts": set()}
     for i in range(len(dataset)):
-        absent = {query.text for query in dataset[i].queries if not len(query.boxes)}
-        asked.setdefault(dataset.images[i].dataset, set()).update(absent)
-    assert asked == {
-        "small": {"right square", "optic disc"},  # a polyp might be in an ultrasound image for all we know
-        "eyes": {"left square", "right square", "polyp"},
-        "scope": {"optic disc"},
-    }
+        texts[dataset.images[i].dataset] |= {text for _, text in absent_of(dataset, i)}
+    assert "osteofibroma" in texts["bones"] and not {"malignant bone tumor", "bone tumor"} & texts["bones"]
+    assert "thyroid nodule" in texts["breasts"] and "breast tumor" not in texts["breasts"]
+
+
+def test_synonyms_ask_for_what_is_there_and_names_for_what_is_not(two_families):
+    dataset = queries(two_families, absent_concepts=2, synonyms=1.0)
+    vocabulary = Vocabulary.load().concepts
+    scope = next(i for i in range(len(dataset)) if dataset.images[i].dataset == "scope")
+    texts = set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        present, *absent = dataset[scope].queries
+        texts.add(present.text)
+        assert present.sample_id.endswith("/polyp") and len(present.boxes) == 1
+        assert all(query.text in shipped_scenes().seen_in for query in absent)
+    assert texts == set(vocabulary["polyp"].synonyms)
+    small = next(i for i in range(len(dataset)) if dataset.images[i].dataset == "small")
+    assert dataset[small].queries[0].text == "left square"  # not in the vocabulary
 
 
 def test_the_number_of_queries_is_limited_and_keeps_a_present_one(two_families):
@@ -135,6 +196,10 @@ def test_draws_depend_on_seed_epoch_and_image_alone(two_families):
 
     assert asked(1, 0) == asked(1, 0)
     assert asked(1, 0) != asked(1, 1) and asked(1, 0) != asked(2, 0)
+    dataset = queries(two_families, absent_concepts=1)
+    again = [[query.text for query in dataset[i, 1].queries] for i in range(len(dataset))]
+    assert again != [[query.text for query in dataset[i].queries] for i in range(len(dataset))]
+    assert [q.text for q in dataset[0, 0].queries] == [q.text for q in dataset[0].queries]
 
 
 def test_a_mask_changed_after_prepare_is_noticed(corpus, tmp_path):
@@ -172,12 +237,14 @@ def test_prompts_in_the_words_of_the_authors(shared_realdata, tmp_path, make_spe
 # Order of an epoch
 
 
-def batches(dataset, weights="size", per_batch=2, seed=0, rank=0, world_size=1, position=(0, 0)) -> list[list[int]]:
-    sampler = ImageSampler(dataset, weights, per_batch, seed, rank, world_size)
+def batches(
+    dataset, weights="size", per_batch=2, seed=0, rank=0, world_size=1, position=(0, 0), max_repeats=None
+) -> list[list[int]]:
+    sampler = ImageSampler(dataset, weights, per_batch, seed, rank, world_size, max_repeats)
     sampler.set_position(*position)
     result = list(sampler)
     assert len(sampler) == len(result) + position[1]
-    return result
+    return [[index for index, _ in batch] for batch in result]
 
 
 def test_every_image_comes_once_in_an_order_of_seed_and_epoch(corpus):
@@ -223,6 +290,36 @@ def test_weights_give_each_data_set_its_share(weights, expected, two_families):
     for indices in found.values():
         times = np.unique(indices, return_counts=True)[1]
         assert times.max() - times.min() <= 1  # in turn
+
+
+@pytest.mark.parametrize(
+    "weights, most, expected",
+    [
+        ("uniform", 1, {"small": 10, "eyes": 3, "scope": 3}),
+        ("sqrt", 1, {"small": 10, "eyes": 3, "scope": 3}),
+        ({"small": 1, "eyes": 10, "scope": 1}, 2, {"small": 5, "eyes": 6, "scope": 5}),  # 10 left, in equal parts
+        ({"small": 1, "eyes": 9, "scope": 3}, 2, {"small": 4, "eyes": 6, "scope": 6}),  # scope is full in its turn
+        ({"small": 0, "eyes": 1, "scope": 3}, 2, {"eyes": 6, "scope": 6}),  # nobody else may fill the epoch
+    ],
+)
+def test_no_image_comes_more_often_than_max_repeats(weights, most, expected, two_families):
+    dataset = queries(two_families)
+    order = [i for batch in batches(dataset, weights, per_batch=1, max_repeats=most) for i in batch]
+    assert Counter(dataset.images[i].dataset for i in order) == expected
+    assert max(Counter(order).values()) <= most
+
+
+def test_a_repeated_image_says_so_and_the_sampler_how_often(two_families):
+    sampler = ImageSampler(queries(two_families), "uniform", 1, seed=0, rank=0, world_size=1)
+    turns: dict[int, list[int]] = {}
+    for ((index, before),) in sampler:
+        turns.setdefault(index, []).append(before)
+    assert all(sorted(found) == list(range(len(found))) for found in turns.values())
+    assert max(len(found) for found in turns.values()) == 2
+    assert sampler.describe() == (
+        "an image comes so many times in an epoch of 16: scope 1.67 (3 images), eyes 1.67 (3 images), "
+        "small 0.6 (10 images)"
+    )
 
 
 @pytest.mark.parametrize(

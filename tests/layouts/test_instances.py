@@ -30,7 +30,7 @@ def test_a_pixel_belongs_to_an_instance_that_covers_half_of_it(source, target):
     resized = found.resized(target)
     assert len(found) > 5 and resized.any(axis=(1, 2)).all()  # none is lost
     clear = (np.abs(cover - 0.5) > 0.01) & (cover.max(axis=(1, 2), keepdims=True) > 0.51)
-    assert cover[clear].max() > 0.5 and np.array_equal(resized[clear], cover[clear] > 0.5)
+    assert np.array_equal(resized[clear], cover[clear] > 0.5)
 
 
 def test_half_is_enough_and_what_covers_less_keeps_its_most_covered_pixels():
@@ -40,7 +40,7 @@ def test_half_is_enough_and_what_covers_less_keeps_its_most_covered_pixels():
     rows, columns = np.nonzero(plain)
     assert sorted(set(rows)) == [4, 5] and 5 in columns
     line = np.zeros((400, 400), bool)
-    line[:, 201] = True
+    line[:, 205] = True
     thin = Instances.whole(line).resized((40, 40))[0]
     assert thin[:, 20].all() and thin.sum() == 40
     speck = np.zeros((4000, 4000), bool)
@@ -68,3 +68,15 @@ def test_geometry_is_torchvisions():
         for mask, (x0, y0, x1, y1) in zip(moved.stack(), moved.boxes_px, strict=True):
             assert mask[y0:y1, x0:x1].sum() == mask.sum() and mask[:, x0].any() and mask[y1 - 1].any()
     assert len(found.cropped((0, 0, 1, 1))) == 0 and found.cropped((0, 0, 1, 1)).size == (1, 1)
+
+
+def test_any_place_of_any_size_can_be_resized():
+    """Where a target pixel begins is no whole number of source pixels; rounding must not leave the window."""
+    for seed in range(300):
+        draw = np.random.RandomState(seed)
+        height, width, target = draw.randint(5, 1300), draw.randint(5, 1300), draw.randint(5, 1100)
+        y, x = draw.randint(height), draw.randint(width)
+        pixel = Instances((height, width), np.array([[x, y, x + 1, y + 1]], np.int32), (np.ones((1, 1), bool),))
+        rows, columns = np.nonzero(pixel.resized((target, target))[0])
+        assert rows.min() <= (y + 0.5) * target / height <= rows.max() + 1
+        assert columns.min() <= (x + 0.5) * target / width <= columns.max() + 1

@@ -231,7 +231,7 @@ def test_what_is_there_in_specks_alone_is_not_called_absent(small_set, make_spec
     save_picture(tmp_path / "data/small/masks/p0_01.png", np.where(mask == 2, mask, 0).astype(np.uint8) // 2)
     save_picture(tmp_path / "data/small/masks/p0_02.png", np.zeros((40, 60), np.uint8))
     make_spec(instances="components", min_area_px=5, concepts={1: "left square", 2: "right square"})
-    prepare(config(small_set[1]), [make_spec.folder])
+    prepare(prepare_config(small_set[1], "small"), [make_spec.folder])
     found: dict[str, dict[str, str]] = {}
     for row in rows_of(small_set[1]):
         found.setdefault(row["item"], {})[row["concept"]] = row["instances"]
@@ -241,5 +241,5 @@ def test_what_is_there_in_specks_alone_is_not_called_absent(small_set, make_spec
     for name in ("p0_01", "p0_02"):
         save_picture(tmp_path / f"data/small/masks/{name}.png", np.where(mask == 2, 1, 0).astype(np.uint8))
     make_spec(instances="components", min_area_px=5, concepts={1: "left square"}, options={"ignore_values": [2]})
-    prepare(config(small_set[1]), [make_spec.folder])
+    prepare(prepare_config(small_set[1], "small"), [make_spec.folder])
     assert exclusions_of(small_set[1]) == [(f"p0_0{n}", "no instance of min_area_px: 5 or more") for n in (1, 2)]
