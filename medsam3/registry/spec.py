@@ -28,8 +28,7 @@ PAPER = frozenset(
     """.split()  # noqa: SIM905  (a line for each name would be a page)
 )
 UNION = "*"  # the key of the concept that holds those of all keys
-# Modality -> what its pictures can show. A concept of one family is never asked of an image of the same family unless
-# the data set says that it is absent there (see dataset.py): an ultrasound image may well show a liver nobody marked.
+# Modality -> family: what a picture whose scene nobody names might show (scenes.py).
 MODALITIES = {
     "x-ray": "body",
     "ct": "body",
@@ -115,11 +114,6 @@ class DatasetSpec:
     def is_external(self) -> bool:
         """Only evaluated, never trained on: all its images form one part."""
         return self.used_for == ("external",)
-
-    @property
-    def family(self) -> str:
-        """What pictures of this modality can show: see MODALITIES."""
-        return MODALITIES[self.modality]
 
     def mask_patterns(self) -> dict[int | str | None, tuple[str, ...]]:
         """Patterns by key of `concepts`; the key None where one file holds all concepts."""
