@@ -63,7 +63,6 @@ RANGES: dict[str, Range] = {
     "prediction.queries_per_pass": POSITIVE,
     "evaluation.images": POSITIVE,
     "evaluation.overlays": NOT_NEGATIVE,
-    "export_id": POSITIVE,
     "max_distance": BITS,
     "export_id": NNUNET_ID,
     "attempts": POSITIVE,
