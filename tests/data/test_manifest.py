@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
-import multiprocessing
 import os
 import pickle
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from medsam3.data import manifest as manifest_module
@@ -53,6 +55,7 @@ def test_the_validation_images_are_the_first_in_hash_order():
         (30, 0.85, 5),
         (1000, 0.85, 150),
         (3, 0.1, 2),
+        (15, 0.9, 2),  # 1.5 exactly; 1 - 0.9 as a binary fraction is a little less than 0.1
     ],
 )
 def test_the_count_is_rounded_half_up_with_one_at_least_and_not_all(images, fraction, validation):
@@ -228,32 +231,23 @@ def large_split(folder: Path, rows: int) -> None:
     write_split(split_file(folder, "big"), columns)
 
 
-def _own_memory_mb() -> float:
-    """Memory of this process alone: pages that it does not share (shared pages count by their share)."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    values = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
-    return values["Pss"] / 1024
-
-
-def _touch_all(manifest: Manifest, queue) -> None:
-    before = _own_memory_mb()
-    for i in range(0, len(manifest), 5):
-        manifest[i]
-    queue.put(_own_memory_mb() - before)
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory shares are known on Linux only")
-def test_a_large_manifest_is_mapped_not_read_and_shared_between_processes(tmp_path, monkeypatch):
-    large_split(tmp_path, 450_000)
+def test_a_large_manifest_is_mapped_and_its_rows_do_not_become_python_objects(tmp_path, monkeypatch):
+    """Exact counts of allocated bytes, not of resident memory: pages of a mapped file are shared and cost nothing."""
+    large_split(tmp_path, 60_000)
     load(tmp_path, "big")  # writes the Arrow copy
-    monkeypatch.setattr(manifest_module, "_read_csv", None)
+    monkeypatch.setattr(manifest_module, "_read_csv", None)  # from here on the copy serves
     monkeypatch.setattr(manifest_module, "_check_rows", None)
+    arrow = pa.total_allocated_bytes()
     manifest = load(tmp_path, "big").select("train")
-    queue = multiprocessing.get_context("fork").Queue()
-    worker = multiprocessing.get_context("fork").Process(target=_touch_all, args=(manifest, queue))
-    worker.start()
-    assert queue.get(timeout=60) < 25  # MB; as Python objects the rows would take more than 150
-    worker.join()
+    assert len(manifest) > 15_000 and pa.total_allocated_bytes() - arrow < 100_000
+    manifest[0]
+    tracemalloc.start()
+    for i in range(len(manifest)):
+        manifest[i]
+    gc.collect()
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 200_000  # the rows as Python objects would take 15 MB
 
 
 def test_a_process_that_gets_the_manifest_maps_the_file_again(tmp_path):

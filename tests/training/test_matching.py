@@ -111,9 +111,19 @@ def test_one_to_many_takes_the_best_few_above_the_threshold() -> None:
     assert matches.source.tolist() == [0, 1]
 
 
-def test_fewer_predictions_than_top_k_can_be_matched() -> None:
-    _, output, targets = random_batch([2], predictions=3)
-    run_match(output, targets)
+def test_of_fewer_predictions_than_top_k_all_but_the_worst_are_matched() -> None:
+    """A score must exceed the quantile, which is then the lowest score."""
+    _, output, targets = random_batch([1], layers=1, predictions=3)
+    half = output.one_to_many
+    assert half is not None
+    targets.boxes[0] = torch.tensor([0.5, 0.5, 0.4, 0.4])
+    with torch.no_grad():
+        half.logits.fill_(0.0)
+        for i, width in enumerate((0.32, 0.40, 0.36)):
+            half.boxes[0, 0, i] = torch.tensor([0.5, 0.5, width, 0.4])
+    matches = run_match(output, targets).one_to_many
+    assert matches is not None
+    assert matches.source.tolist() == [1, 2] and matches.target.tolist() == [0, 0]
 
 
 def test_final_layer_matches_are_a_part_of_all() -> None:
