@@ -19,7 +19,7 @@ from medsam3.layouts.instances import Instances
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import check_reader, open_reader
 from medsam3.registry.spec import DatasetSpec, load_spec
-from tests.scripts import prepare_template, template_at
+from tests.scripts import prepare_template, template_at, train_template
 
 torch.set_num_threads(1)  # sums of several threads differ in the last bit, and tests run side by side
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +51,7 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
     with FileLock(f"{folder}.lock"):
         if not (folder / "made").exists():
+            folder.mkdir(exist_ok=True)
             make(folder)
             (folder / "made").touch()
     return folder
@@ -60,6 +61,13 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
 def data(tmp_path_factory) -> list[str]:
     """The overrides with which a script finds the MNI152 template, prepared."""
     return template_at(once(tmp_path_factory, "template", prepare_template))
+
+
+@pytest.fixture(scope="session")
+def run(data, tmp_path_factory) -> Path:
+    """A run of one step at 56 px, called `run`. Nobody writes into its folder; copy it to go on with it."""
+    one_step = ("name=run", "trainer.max_steps=1")
+    return once(tmp_path_factory, "trained", lambda folder: train_template(folder, data, *one_step)) / "runs/run"
 
 
 class SpecWriter:

@@ -70,7 +70,6 @@ def template_at(folder: Path) -> list[str]:
 
 def prepare_template(folder: Path) -> list[str]:
     """Prepare the MNI152 template; returns the overrides that find it."""
-    folder.mkdir(exist_ok=True)
     run_script("prepare_data.py", "datasets=mni152", *template_at(folder), cwd=folder)
     return template_at(folder)
 

@@ -95,9 +95,9 @@ NOT_IN_THE_PAPER = {  # the authors' later configuration, Meta's settings, or ou
     "trainer.max_steps": None,
     "trainer.max_skipped_steps": 10,
     "trainer.save_every_steps": 1000,
-    "evaluation.score_threshold": 0,
-    "evaluation.resolve_overlaps": True,
-    "evaluation.queries_per_pass": 8,
+    "prediction.score_threshold": 0,
+    "prediction.resolve_overlaps": True,
+    "prediction.queries_per_pass": 8,
     "evaluation.images": None,
 }
 

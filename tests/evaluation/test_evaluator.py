@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medsam3.evaluation.evaluator import Evaluation
 from medsam3.evaluation.measurement import write_evaluation
-from tests.scripts import run_script, train_template
+from tests.scripts import run_script
 
 EVALUATE = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "evaluation.images=6", "device=cpu"]
 
@@ -42,14 +42,6 @@ def test_results_json_is_the_mean_of_results_csv_and_every_query_has_a_row(data,
     )
     picture = next((tmp_path / "runs/run/overlays").iterdir())
     assert Image.open(picture).size[0] > 600
-
-
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory) -> Path:
-    """A run of one step at 56 px; nothing writes into its folder."""
-    folder = tmp_path_factory.mktemp("trained")
-    train_template(folder, data, "name=run", "trainer.max_steps=1")
-    return folder / "runs/run"
 
 
 def evaluate(run: Path, data: list[str], cwd: Path, *overrides: str, check: bool = True):

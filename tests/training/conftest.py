@@ -1,4 +1,4 @@
-"""Training in this process: the tiny model on the MNI152 template, prepared once for all tests."""
+"""Training in this process: the tiny model on the MNI152 template."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import PrepareConfig, TrainConfig, register_schemas, typed
-from medsam3.preparation.prepare import prepare
+from medsam3.config import TrainConfig, register_schemas, typed
 from tests.scripts import SMALL
 
 Configure = Callable[..., TrainConfig]
@@ -21,17 +20,8 @@ def composed(name: str, schema: type, *overrides: str):
         return typed(compose(name, list(overrides)), schema)
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory) -> list[str]:
-    """Overrides that find the split file and the unpacked template."""
-    folder = tmp_path_factory.mktemp("template")
-    data = [f"data.splits={folder}/splits", f"data.cache={folder}/cache"]
-    prepare(composed("prepare_data", PrepareConfig, "datasets=mni152", *data, f"output_root={folder}/runs"))
-    return data
-
-
 @pytest.fixture
-def configure(template, tmp_path) -> Configure:
+def configure(data, tmp_path) -> Configure:
     """A training configuration of the tiny model; the run lies in tmp_path/run unless `output_dir` says otherwise."""
     here = [f"output_dir={tmp_path}/run"]
-    return lambda *overrides: composed("train", TrainConfig, *SMALL, *template, *here, *overrides)
+    return lambda *overrides: composed("train", TrainConfig, *SMALL, *data, *here, *overrides)

@@ -4,6 +4,7 @@ processes take the step of one process with both batches."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,8 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_changed_configuration_is_refused_with_the_differing_keys(data, tmp_path):
-    train(tmp_path, data, "name=run", "trainer.max_steps=1")
+def test_a_changed_configuration_is_refused_with_the_differing_keys(run, data, tmp_path):
+    shutil.copytree(run, tmp_path / "runs/run")
     done = train(tmp_path, data, "name=run", "trainer.max_steps=1", "optim.weight_decay=0.5", "seed=1", check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "optim.weight_decay: 0.05 -> 0.5" in done.stderr and "seed: 42 -> 1" in done.stderr
