@@ -59,7 +59,7 @@ RANGES: dict[str, Range] = {
     "optim.schedule.timescale_steps": POSITIVE,
     "optim.schedule.*": NOT_NEGATIVE,
     "trainer.*": POSITIVE,
-    "prediction.score_threshold": FRACTION,
+    "prediction.*_threshold": FRACTION,
     "prediction.queries_per_pass": POSITIVE,
     "evaluation.images": POSITIVE,
     "evaluation.overlays": NOT_NEGATIVE,

@@ -184,7 +184,12 @@ class TrainDataConfig(DataConfig):
 class PredictionConfig:
     """How the model's answers become masks; the same in validation, evaluation and prediction."""
 
-    score_threshold: float = MISSING  # 0..1; a best mask below this score counts as empty; 0: always keep it (paper)
+    rules: list[str] = MISSING  # top1 | union | semantic (prediction/rules.py); the first one chooses the model
+    score_threshold: float = (
+        MISSING  # 0..1; top1: a best mask below this score counts as empty; 0: always keep it (paper)
+    )
+    union_threshold: float = MISSING  # 0..1; union: instances of at least this score
+    presence_threshold: float = MISSING  # 0..1; semantic: a concept of less presence counts as absent
     resolve_overlaps: bool = MISSING  # exclusive concepts: pixel-wise highest confidence (paper, section 4.2)
     queries_per_pass: int = MISSING  # prompts per forward pass on one image
 
@@ -193,6 +198,7 @@ class PredictionConfig:
 class EvaluationConfig:
     """What is asked and shown; the same in validation and in evaluate.py."""
 
+    ask: str = MISSING  # present (paper: only what is in the image) | all (also what was looked for and is not there)
     images: int | None = MISSING  # images per data set; null: all
     overlays: int = MISSING  # pictures per data set
     workers: int = MISSING
@@ -299,6 +305,7 @@ class AuditConfig(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
 
 
+MASK_RULES = ("top1", "union", "semantic")  # as in prediction/rules.py
 LEGAL: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "export": (None, "nnunet"),
@@ -308,6 +315,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "data.max_targets": ("keep", "drop", "crop"),
     "data.prompts": ("canonical", "paper"),
     "data.split.by": ("image", "group"),
+    "evaluation.ask": ("present", "all"),
     "wandb.mode": ("auto", "online", "offline", "off"),
 }
 
@@ -360,6 +368,14 @@ def check(config: Any) -> None:
         names = value if isinstance(value, list) else [value]
         if value is not _ABSENT and not all(isinstance(name, str) for name in names):
             raise ValueError(f"{key}={value}: must be a name, or a list of names: [drive, busi]")
+    rules = _lookup(config, "prediction.rules")
+    if rules is not _ABSENT:
+        for rule in rules:
+            one_of("prediction.rules", rule, MASK_RULES)
+        if not rules or len(set(rules)) < len(rules):
+            raise ValueError(
+                f"prediction.rules={rules}: must name one or several of {', '.join(MASK_RULES)}, each once"
+            )
     if not config.name.strip() or config.name.startswith("/") or {".", ".."} & set(config.name.split("/")):
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
     if isinstance(config, TrainConfig):

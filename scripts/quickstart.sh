@@ -15,7 +15,7 @@ echo "3/4  train on 2 processes (run again after an interruption: it resumes)"
 torchrun --standalone --nproc_per_node=2 scripts/train.py experiment=quickstart
 
 echo "4/4  evaluate the trained model"
-python scripts/evaluate.py name=quickstart/trained split=[mni152] checkpoint=$out image_size=168 \
+python scripts/evaluate.py name=quickstart/trained split=[mni152] checkpoint=$out \
   baseline=$out/untrained/results.json
 
 cat <<END

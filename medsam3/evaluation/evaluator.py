@@ -1,12 +1,13 @@
-"""Evaluation of a model on parts of data sets; the same code for validation in training and for scripts/evaluate.py.
+"""Evaluation of a model on images of data sets; the same code for validation in training and for scripts/evaluate.py.
 
-Each rank takes every n-th image; the results of all ranks are sorted, so that the tables do not depend on their number.
+Each rank takes every n-th image that is left to do; no image is done twice, and the findings of all ranks are sorted,
+so that the result does not depend on their number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,91 +19,115 @@ from medsam3 import distributed
 from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.findings import Evaluation, Finding, Journal, merge
 from medsam3.evaluation.metrics import METRICS, Comparison, dice, measure
 from medsam3.evaluation.pictures import overlay
-from medsam3.evaluation.scores import QueryResult, Score, summarise
-from medsam3.layouts.instances import Mask
+from medsam3.evaluation.scores import QueryResult
+from medsam3.layouts.instances import Instances, Mask
 from medsam3.prediction.image import ImagePredictor, Prediction
 
 MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
 
 
-@dataclass
-class Evaluation:
-    results: list[QueryResult]
-    scores: dict[str, Score]
-    prompt_dice: dict[str, dict[tuple[str, str], float]]  # data set -> (prompt, truth) -> mean Dice
-    overlays: dict[str, Image.Image]  # file name -> picture
+@dataclass(frozen=True)
+class Truth:
+    """What is to be found of one concept."""
+
+    mask: Mask  # [H, W], the union of its instances
+    ceiling: float  # Dice of its largest instance with the union
+
+    @classmethod
+    def of(cls, instances: Instances) -> Truth:
+        mask = instances.union()
+        largest, total = int(instances.areas_px.max(initial=0)), int(np.count_nonzero(mask))
+        return cls(mask, 2 * largest / (largest + total) if total else 1.0)
 
 
-@dataclass
-class _Findings:
-    """What one rank has found."""
+class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Truth]]]):
+    """Images at their own size with the truth of each concept to ask for."""
 
-    results: list[QueryResult] = field(default_factory=list)
-    cross_dice: list[tuple[str, str, str, float]] = field(default_factory=list)  # data set, prompt, truth, Dice
-    overlays: dict[str, Image.Image] = field(default_factory=dict)
-
-
-class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Mask]]]):
-    """Images at their own size with the union mask of each present concept."""
-
-    def __init__(self, corpus: Corpus, images: list[ImageRows]) -> None:
+    def __init__(self, corpus: Corpus, images: list[ImageRows], ask: str) -> None:
         self.corpus = corpus
         self.images = images
+        self.ask = ask
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[ImageRows, np.ndarray, dict[str, Mask]]:
+    def __getitem__(self, index: int) -> tuple[ImageRows, np.ndarray, dict[str, Truth]]:
         rows = self.images[index]
         reader = self.corpus.readers[rows.dataset]
         item = reader.item(rows.item)
         masks = reader.masks(item)
-        return rows, reader.image(item), {concept: masks[concept].union() for concept in rows.present}
+        return (
+            rows,
+            reader.image(item),
+            {concept: Truth.of(masks[concept]) for concept in concepts_asked(rows, self.ask)},
+        )
 
 
-def asked_images(corpus: Corpus, parts: Mapping[str, str], count: int | None) -> dict[str, list[ImageRows]]:
-    """The images to evaluate of each data set: those of its part that hold a concept, `count` of them spread evenly.
+def concepts_asked(rows: ImageRows, ask: str) -> tuple[str, ...]:
+    """Those that are in the image and, with ask=all, those that were looked for and are not there."""
+    return rows.present + (rows.absent if ask == "all" else ())
+
+
+def asked_images(corpus: Corpus, parts: Mapping[str, str], config: EvaluationConfig) -> dict[str, list[ImageRows]]:
+    """The images of each data set to evaluate, `config.images` of them spread evenly: those of its part that hold a
+    concept, with ask=all also those without any.
 
     Args:
         parts: data set -> part (train | val | external | all).
-        count: None: all.
 
     Raises:
-        ValueError: a part holds no image with a mask.
+        ValueError: a part holds no image with a mask, or none of those taken has one.
     """
     chosen = {}
     for name, part in parts.items():
-        found = [rows for rows in corpus.images(name, part) if rows.present]
-        if not found:
-            raise ValueError(f"{name}: no image with a mask in part {part!r} of {corpus.split_file(name)}")
-        chosen[name] = _evenly(found, count)
+        found = [rows for rows in corpus.images(name, part) if concepts_asked(rows, config.ask)]
+        taken = _evenly(found, config.images)
+        if not any(rows.present for rows in taken):
+            some = f" among the {len(taken)} that evaluation.images takes" if len(taken) < len(found) else ""
+            raise ValueError(f"{name}: no image with a mask in part {part!r} of {corpus.split_file(name)}{some}")
+        chosen[name] = taken
     return chosen
 
 
 def run_evaluation(
-    predictor: ImagePredictor, corpus: Corpus, asked: Mapping[str, list[ImageRows]], config: EvaluationConfig
+    predictor: ImagePredictor,
+    corpus: Corpus,
+    asked: Mapping[str, list[ImageRows]],
+    config: EvaluationConfig,
+    journal: Journal | None = None,
 ) -> Evaluation:
-    """Ask the model for every concept that is present in every image.
+    """Ask the model for concepts in images, see `concepts_asked`.
 
     Args:
         asked: data set -> images, see `asked_images`.
+        journal: keeps what is found; images that it holds already are not done again (but those that are pictured).
 
     Returns:
         The findings of all ranks, the same on every rank.
     """
     images = [rows for found in asked.values() for rows in found]
     pictured = {(rows.dataset, rows.item) for found in asked.values() for rows in _evenly(found, config.overlays)}
-    mine = images[distributed.rank() :: distributed.world_size()]
+    before = journal.others_than(pictured) if journal else []
+    done = {(finding.dataset, finding.item) for finding in before}
+    left = [rows for rows in images if (rows.dataset, rows.item) not in done]
+    truths = TruthImages(corpus, left[distributed.rank() :: distributed.world_size()], config.ask)
     workers = distributed.loading_processes(config.workers)
-    loader: Any = DataLoader(TruthImages(corpus, mine), batch_size=None, collate_fn=_as_is, num_workers=workers)
-    findings = _Findings()
-    for rows, image, truths in tqdm(
-        loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2
-    ):
-        _evaluate_image(predictor, corpus, rows, image, truths, (rows.dataset, rows.item) in pictured, findings)
-    return _merge(distributed.gather_objects(findings), list(asked))
+    loader: Any = DataLoader(truths, batch_size=None, collate_fn=_as_is, num_workers=workers)
+    findings: list[Finding] = []
+    overlays: dict[str, Image.Image] = {}
+    for rows, image, truth in tqdm(loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2):
+        predictions = _predict(predictor, corpus, rows, image, list(truth))
+        findings.append(_finding(corpus, rows, predictions, truth))
+        if journal:
+            journal.add(findings[-1])
+        if (rows.dataset, rows.item) in pictured:
+            overlays |= _pictures(image, truth, predictions, findings[-1])
+    gathered = distributed.gather_objects((findings, overlays))
+    everything = [*before, *(finding for found, _ in gathered for finding in found)]
+    return merge(everything, {name: picture for _, drawn in gathered for name, picture in drawn.items()}, list(asked))
 
 
 def _as_is(value: Any) -> Any:
@@ -117,68 +142,62 @@ def _evenly(images: list[ImageRows], count: int | None) -> list[ImageRows]:
     return [images[i * len(images) // count] for i in range(count)]
 
 
-def _evaluate_image(
-    predictor: ImagePredictor,
-    corpus: Corpus,
-    rows: ImageRows,
-    image: np.ndarray,
-    truths: dict[str, Mask],
-    pictured: bool,
-    findings: _Findings,
-) -> None:
-    concepts = list(truths)
+def _predict(
+    predictor: ImagePredictor, corpus: Corpus, rows: ImageRows, image: np.ndarray, concepts: list[str]
+) -> list[Prediction]:
     prompts = [corpus.prompt(rows.dataset, concept) for concept in concepts]
     try:
-        predictions = predictor.predict(image, concepts, corpus.exclusive(rows.dataset), prompts)
+        return predictor.predict(image, concepts, corpus.exclusive(rows.dataset), prompts)
     except ValueError as error:
         raise ValueError(f"{rows.dataset}/{rows.item}: {error}") from error
-    for prompt, prediction in zip(prompts, predictions, strict=True):
+
+
+def _finding(
+    corpus: Corpus, rows: ImageRows, predictions: Iterable[Prediction], truths: Mapping[str, Truth]
+) -> Finding:
+    results, cross_dice = [], []
+    few = len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS
+    for prediction in predictions:
         truth = truths[prediction.concept]
-        masks = Comparison(prediction.mask, truth)
-        result = QueryResult(
-            dataset=rows.dataset,
-            item=rows.item,
-            concept=prediction.concept,
-            prompt=prompt,
-            score=prediction.score,
-            values=measure(masks),
-            truth_px=masks.truth_px,
-            prediction_px=masks.prediction_px,
-        )
-        findings.results.append(result)
-        if pictured:
-            name = f"{rows.dataset}_{rows.item}_{prediction.concept}.png".replace("/", "_").replace(" ", "_")
+        for rule, answer in prediction.answers.items():
+            masks = Comparison(answer.mask, truth.mask)
+            result = QueryResult(
+                dataset=rows.dataset,
+                item=rows.item,
+                group=rows.group,
+                part=rows.part,
+                concept=prediction.concept,
+                prompt=corpus.prompt(rows.dataset, prediction.concept),
+                rule=rule,
+                present=masks.truth_px > 0,
+                score=answer.score,
+                presence=prediction.presence,
+                values=measure(masks),
+                ceiling=truth.ceiling,
+                truth_px=masks.truth_px,
+                prediction_px=masks.prediction_px,
+            )
+            results.append(result)
+        if few and prediction.concept in rows.present:
+            cross_dice += [
+                (prediction.concept, other, dice(Comparison(prediction.answer.mask, truths[other].mask)))
+                for other in rows.present
+            ]
+    return Finding(dataset=rows.dataset, item=rows.item, results=results, cross_dice=cross_dice)
+
+
+def _pictures(
+    image: np.ndarray, truths: Mapping[str, Truth], predictions: Iterable[Prediction], finding: Finding
+) -> dict[str, Image.Image]:
+    """By file name: each concept that is there, by the first rule."""
+    pictures = {}
+    shown = {result.concept: result for result in reversed(finding.results) if result.present}
+    for prediction in predictions:
+        if prediction.concept in shown:
+            result = shown[prediction.concept]
+            name = f"{result.dataset}_{result.item}_{result.concept}.png".replace("/", "_").replace(" ", "_")
             values = (f"{metric.title} {result.values[key]:.3f}" for key, metric in METRICS.items())
-            caption = "   ".join([prompt, f"score {result.score:.2f}", *values])
-            findings.overlays[name] = overlay(image, truth, prediction.mask, caption)
-    if len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS:
-        findings.cross_dice += _cross_dice(rows.dataset, predictions, truths)
-
-
-def _cross_dice(
-    dataset: str, predictions: Iterable[Prediction], truths: dict[str, Mask]
-) -> list[tuple[str, str, str, float]]:
-    """Dice of each prediction against the truth of every concept in the image: does the prompt matter?"""
-    return [
-        (dataset, prediction.concept, concept, dice(Comparison(prediction.mask, truth)))
-        for prediction in predictions
-        for concept, truth in truths.items()
-    ]
-
-
-def _merge(findings: list[_Findings], datasets: list[str]) -> Evaluation:
-    order = {name: i for i, name in enumerate(datasets)}
-    results = sorted((r for f in findings for r in f.results), key=lambda r: (order[r.dataset], r.item, r.concept))
-    cells: dict[str, dict[tuple[str, str], list[float]]] = {}
-    for name, prompt, truth, value in sorted(c for f in findings for c in f.cross_dice):
-        cells.setdefault(name, {}).setdefault((prompt, truth), []).append(value)
-    return Evaluation(
-        results=results,
-        scores=summarise(results),
-        prompt_dice={
-            name: {pair: float(np.mean(values)) for pair, values in matrix.items()}
-            for name, matrix in cells.items()
-            if len(matrix) > 1
-        },
-        overlays=dict(sorted((name, picture) for f in findings for name, picture in f.overlays.items())),
-    )
+            caption = "   ".join([result.prompt, f"score {result.score:.2f}", *values])
+            mask = prediction.answer.mask
+            pictures[name] = overlay(image, truths[result.concept].mask, mask, caption)
+    return pictures

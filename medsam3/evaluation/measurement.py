@@ -11,7 +11,8 @@ from medsam3.checkpoints.weights import weights_hash
 from medsam3.config import EvaluateConfig
 from medsam3.data.corpus import open_corpus
 from medsam3.data.manifest import split_file
-from medsam3.evaluation.evaluator import Evaluation, asked_images, run_evaluation
+from medsam3.evaluation.evaluator import asked_images, run_evaluation
+from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.honesty import refuse_training_rows, training_record
 from medsam3.evaluation.question import Question, Rows, rows_asked
 from medsam3.evaluation.tables import (
@@ -19,7 +20,7 @@ from medsam3.evaluation.tables import (
     read_baseline,
     results_csv,
     results_json,
-    score_table,
+    rule_tables,
 )
 from medsam3.files import writable_folder, write_text
 from medsam3.model.detector import TextDetector
@@ -42,14 +43,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         baseline = read_baseline(Path(config.baseline)) if config.baseline else None
         parts, missing = _parts_of_split(config)
         corpus = open_corpus(config.data, list(parts))
-        asked = asked_images(corpus, parts, config.evaluation.images)
+        asked = asked_images(corpus, parts, config.evaluation)
         path = local_checkpoint(config.checkpoint)
         record = training_record(path) if path else None
         if record is not None and not config.allow_training_rows:
             refuse_training_rows(config.checkpoint, record, corpus, parts, asked)
         torch.manual_seed(config.seed)  # the weights of `tiny`
         loaded = load_sam3(config.checkpoint, config.image_size)
-        question = _question(config, loaded, rows_asked(corpus, parts, asked), device)
+        question = _question(config, loaded, rows_asked(corpus, parts, asked, config.evaluation.ask), device)
         differences = baseline.differences(question) if baseline else []
         say = print if distributed.is_main() else lambda *_: None
         say(f"model    {loaded.report}")
@@ -63,28 +64,32 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             say(f"missing  {name}: not prepared, left out (python scripts/prepare_data.py datasets={name})")
         detector = TextDetector(loaded.model).to(device)
         predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, config.prediction, config.bf16)
-        evaluation = run_evaluation(predictor, corpus, asked, config.evaluation)
+        journal = Journal(folder / "unfinished", question.line())
+        if journal.finished:
+            say(f"resumes  {len(journal.finished)} images are done already")
+        evaluation = run_evaluation(predictor, corpus, asked, config.evaluation, journal)
         if distributed.is_main():
             titles = {name: spec.title for name, spec in corpus.specs.items()}
-            table = score_table(evaluation.scores, titles, baseline.scores if baseline else None)
+            table = rule_tables(evaluation.scores, titles, baseline.scores if baseline else None)
             if differences:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
             write_text(folder / "results.json", results_json(config.split, question, evaluation.scores))
             write_evaluation(folder, evaluation)
             say(f"\n{table}\nresults.csv, results.json, table.md and overlays/ lie in {folder}")
-        distributed.barrier()
+        journal.discard()
         return evaluation
 
 
 def _question(config: EvaluateConfig, loaded: LoadedModel, rows: dict[str, Rows], device: torch.device) -> Question:
     return Question(
         checkpoint=config.checkpoint,
-        weights_sha256=weights_hash(loaded.model) if distributed.is_main() else "",
+        weights_sha256=weights_hash(loaded.model),
         image_size=loaded.image_size,
         own_image_size=loaded.own_image_size,
         prediction=config.prediction,
         prompts=config.data.prompts,
+        ask=config.evaluation.ask,
         precision="bfloat16" if config.bf16 and device.type == "cuda" else "float32",
         seed=config.seed,
         training_rows_allowed=config.allow_training_rows,

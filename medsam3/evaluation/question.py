@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from medsam3.config import PredictionConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.evaluator import concepts_asked
+from medsam3.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Question:
     own_image_size: int  # what the checkpoint was trained at, px
     prediction: PredictionConfig
     prompts: str  # canonical | paper
+    ask: str  # present | all
     precision: str  # float32 | bfloat16
     seed: int
     training_rows_allowed: bool
@@ -41,8 +45,14 @@ class Question:
     versions: dict[str, str | None]
     rows: dict[str, Rows]  # by data set
 
+    def line(self) -> str:
+        """All of it on one line, the metrics too."""
+        return json.dumps([dataclasses.asdict(self), *METRICS])
 
-def rows_asked(corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Sequence[ImageRows]]) -> dict[str, Rows]:
+
+def rows_asked(
+    corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Sequence[ImageRows]], ask: str
+) -> dict[str, Rows]:
     """The rows of a question: data set -> its part and the images asked."""
     return {
         name: Rows(
@@ -50,7 +60,7 @@ def rows_asked(corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Se
             split_by=corpus.split_by,
             split_sha256=corpus.split_hash(name),
             images=len(images[name]),
-            images_sha256=_hash([[rows.item, *sorted(rows.present)] for rows in images[name]]),
+            images_sha256=_hash([[rows.item, *sorted(concepts_asked(rows, ask))] for rows in images[name]]),
             prompts={concept: corpus.prompt(name, concept) for concept in corpus.specs[name].concept_names},
         )
         for name, part in parts.items()

@@ -16,6 +16,7 @@ from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.question import Question
 from medsam3.evaluation.scores import QueryResult, Score, mean_score
 from medsam3.messages import markdown_table
+from medsam3.prediction.rules import RULE_WORDS
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Baseline:
 
     path: Path
     question: dict[str, Any]  # as its results.json has it
-    scores: dict[str, Score]
+    scores: dict[str, dict[str, Score]]  # rule -> data set
 
     def differences(self, question: Question) -> list[str]:
         """Lines "key: its value -> ours" of all that was asked differently.
@@ -32,10 +33,16 @@ class Baseline:
         Raises:
             ValueError: it lacks a data set, or was asked on other images or for other concepts.
         """
-        missing = sorted(question.rows.keys() - self.scores.keys())
-        if missing:
-            there = ", ".join(sorted(self.scores))
-            raise ValueError(f"baseline={self.path} has no data set {', '.join(missing)}; it has {there}")
+        for rule in question.prediction.rules:
+            if rule not in self.scores:
+                raise ValueError(
+                    f"baseline={self.path} was not measured by the mask rule {rule}, only by {', '.join(self.scores)}: "
+                    f"evaluate it again with prediction.rules=[{','.join(question.prediction.rules)}]"
+                )
+            missing = sorted(question.rows.keys() - self.scores[rule].keys())
+            if missing:
+                there = ", ".join(sorted(self.scores[rule]))
+                raise ValueError(f"baseline={self.path} has no data set {', '.join(missing)}; it has {there}")
         own, theirs = dataclasses.asdict(question), dict(self.question)
         theirs["rows"] = {name: theirs["rows"][name] for name in question.rows}
         for side in (own, theirs):  # what is compared, not how
@@ -50,28 +57,35 @@ class Baseline:
         return lines
 
 
+BEFORE_METRICS = ("dataset", "item", "group", "part", "concept", "prompt", "rule", "present", "score", "presence")
+AFTER_METRICS = ("ceiling", "truth_px", "prediction_px")
+
+
 def results_csv(results: Sequence[QueryResult]) -> str:
-    """One row per query; numbers that are not whole with six digits."""
+    """One row per query and mask rule; numbers that are not whole with six digits, `present` as 0 or 1."""
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = ("dataset", "item", "concept", "prompt", "score", *METRICS, "truth_px", "prediction_px")
+    columns = (*BEFORE_METRICS, *METRICS, *AFTER_METRICS)
     writer.writerow(columns)
     for result in results:
-        values = vars(result) | result.values
+        values = vars(result) | result.values | {"present": int(result.present)}
         writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in (values[name] for name in columns)])
     return buffer.getvalue()
 
 
-def results_json(split: Any, question: Question, scores: dict[str, Score]) -> str:
-    """What was asked, and the means per data set and over all."""
+def results_json(split: Any, question: Question, scores: dict[str, dict[str, Score]]) -> str:
+    """What was asked, and by each mask rule the scores per data set and their mean."""
     content = {
         "checkpoint": question.checkpoint,
         "split": split,
         "question": dataclasses.asdict(question),
-        "datasets": {
-            name: score.values | {"queries": score.queries, "images": score.images} for name, score in scores.items()
+        "rules": {
+            rule: {
+                "datasets": {name: dataclasses.asdict(score) for name, score in found.items()},
+                "mean": dataclasses.asdict(mean_score(found)),
+            }
+            for rule, found in scores.items()
         },
-        "mean": mean_score(scores).values,
     }
     return json.dumps(content, indent=2) + "\n"
 
@@ -84,11 +98,12 @@ def read_baseline(path: Path) -> Baseline:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        scores = {}
-        for name, score in content["datasets"].items():
-            values = {metric: score[metric] for metric in METRICS}
-            scores[name] = Score(values=values, queries=score["queries"], images=score["images"])
-            content["question"]["rows"][name]  # KeyError where it is not there
+        scores: dict[str, dict[str, Score]] = {}
+        for rule, found in content["rules"].items():
+            scores[rule] = {name: Score(**score) for name, score in found["datasets"].items()}
+            for name, score in scores[rule].items():
+                if score.values.keys() != METRICS.keys() or name not in content["question"]["rows"]:
+                    raise KeyError(f"metrics or rows of {name}")
         return Baseline(path, content["question"], scores)
     except FileNotFoundError as error:
         raise ValueError(f"baseline={path}: no such file; give the results.json of an earlier evaluation") from error
@@ -98,29 +113,73 @@ def read_baseline(path: Path) -> Baseline:
         ) from error
 
 
+def rule_tables(
+    scores: dict[str, dict[str, Score]], titles: dict[str, str], baseline: dict[str, dict[str, Score]] | None = None
+) -> str:
+    """A Markdown table per mask rule, under the rule's name; for top1 with its ceiling."""
+    parts = []
+    for rule, found in scores.items():
+        table = score_table(found, titles, baseline[rule] if baseline else None, with_ceiling=rule == "top1")
+        parts.append(f"Mask rule **{rule}**: {RULE_WORDS[rule]}.\n\n{table}")
+    return "\n".join(parts)
+
+
 def score_table(
     scores: dict[str, Score],
     titles: dict[str, str],
     baseline: dict[str, Score] | None = None,
     names: tuple[str, str] = ("baseline", "ours"),
+    with_ceiling: bool = False,
 ) -> str:
     """Markdown in the form of Table 3: every metric, with baseline and difference where one is given.
+
+    Means are over queries whose concept is in the image. Where others were asked too, further columns tell the Dice
+    over all queries (1 where nothing is there and nothing is answered) and how many of the others got a mask.
 
     Args:
         titles: of the data sets; the name where there is none.
         baseline: of the same data sets.
+        with_ceiling: what a perfect instance model would score by top1, see QueryResult.
     """
-    if baseline is None:
-        head = ["Dataset", *(metric.heading for metric in METRICS.values()), "queries", "images"]
-    else:
-        head = ["Dataset", *(f"{metric.title} {name}" for metric in METRICS.values() for name in (*names, "Δ"))]
-    rows = [
-        [titles.get(name, name), *_cells(score, baseline[name] if baseline else None)] for name, score in scores.items()
-    ]
+    asked_absent = any(score.absent for score in scores.values())
+    head = ["Dataset", *_headings(names if baseline else None)]
+    head += ["ceiling Dice (%)"] if with_ceiling else []
+    head += ["Dice with absent (%)", "absent answered (%)"] if asked_absent else []
+    head += ["queries", "absent", "images"] if asked_absent else ["queries", "images"]
+    rows = [(titles.get(name, name), score, baseline[name] if baseline else None) for name, score in scores.items()]
     if len(scores) > 1:
         mean_baseline = mean_score({name: baseline[name] for name in scores}) if baseline else None
-        rows.append(["**Avg.**", *_cells(mean_score(scores), mean_baseline)])
-    return markdown_table(head, rows)
+        rows.append(("**Avg.**", mean_score(scores), mean_baseline))
+    lines = []
+    for title, score, old in rows:
+        cells = [title, *_values(score, old)]
+        cells += [_percent(score.ceiling)] if with_ceiling else []
+        cells += [_percent(score.with_absent["dice"]), _percent(score.answered)] if asked_absent else []
+        cells += [str(score.queries), *([str(score.absent)] if asked_absent else []), str(score.images)]
+        lines.append(cells)
+    return markdown_table(head, lines)
+
+
+def _headings(names: tuple[str, str] | None) -> list[str]:
+    if names is None:
+        return [metric.heading for metric in METRICS.values()]
+    return [f"{metric.title} {name}" for metric in METRICS.values() for name in (*names, "Δ")]
+
+
+def _values(score: Score, baseline: Score | None) -> list[str]:
+    cells = []
+    for name, metric in METRICS.items():
+        new = metric.printed(score.values[name])
+        if baseline is None:
+            cells.append(f"{new:.1f}")
+        else:
+            old = metric.printed(baseline.values[name])
+            cells += [f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"]
+    return cells
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def prompt_table(prompt_dice: dict[str, dict[tuple[str, str], float]]) -> str:
@@ -134,15 +193,3 @@ def prompt_table(prompt_dice: dict[str, dict[tuple[str, str], float]]) -> str:
             rows.append([prompt, *("" if value is None else f"{value:.3f}" for value in cells)])
         parts.append(markdown_table([f"{name}: prompt \\ truth", *concepts], rows))
     return "\n".join(parts)
-
-
-def _cells(score: Score, baseline: Score | None) -> list[str]:
-    cells = []
-    for name, metric in METRICS.items():
-        new = metric.printed(score.values[name])
-        if baseline is None:
-            cells.append(f"{new:.1f}")
-        else:
-            old = metric.printed(baseline.values[name])
-            cells += [f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"]
-    return cells if baseline else [*cells, str(score.queries), str(score.images)]

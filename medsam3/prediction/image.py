@@ -1,11 +1,11 @@
-"""From one image and a list of concepts to one mask and one score per concept.
+"""From one image and a list of concepts to a mask and a score per concept and mask rule.
 
 Shapes: C concepts, P predictions per concept, h x w mask logits, H x W the original image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,22 +17,49 @@ from medsam3.config import PredictionConfig
 from medsam3.data.transforms import image_to_tensor
 from medsam3.layouts.instances import Mask
 from medsam3.messages import listed
-from medsam3.model.detector import TextDetector
+from medsam3.model.detector import DetectorOutput, TextDetector, TextFeatures
 from medsam3.model.tokenizer import ConceptTokenizer
-from medsam3.prediction.overlaps import resolve_overlaps
+from medsam3.prediction.overlaps import Overlaps
+from medsam3.prediction.rules import RULES, SEMANTIC, Choice, Heads
+
+RESIZED_AT_ONCE = 8  # masks at the original size
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one rule makes of the model's answer."""
+
+    score: float  # 0..1
+    mask: Mask  # [H, W]
 
 
 @dataclass(frozen=True)
 class Prediction:
+    """What the model answers to one concept."""
+
     concept: str
-    score: float  # confidence of the best mask: sigmoid(logit) x sigmoid(presence)
-    mask: Mask  # [H, W]
+    presence: float  # 0..1: is the concept in the image?
+    answers: dict[str, Answer]  # by rule, in the order of `prediction.rules`
+
+    @property
+    def answer(self) -> Answer:
+        """That of the first rule."""
+        return next(iter(self.answers.values()))
+
+
+@dataclass(frozen=True)
+class _Query:
+    """A query's heads and the mask logits that its rules chose, [h, w] by number of prediction or SEMANTIC."""
+
+    heads: Heads
+    choices: dict[str, Choice]
+    logits: dict[int, Tensor]
 
 
 class ImagePredictor:
-    """Text-only prediction as the paper evaluates it: the highest-confidence mask of each prompt (section 4.2).
+    """Text-only prediction by the rules of the configuration.
 
-    The vision encoder sees the image once, however many concepts are asked of it.
+    The vision encoder sees an image once, however many concepts are asked of it; a text is encoded once.
     """
 
     def __init__(
@@ -43,13 +70,19 @@ class ImagePredictor:
         config: PredictionConfig,
         bf16: bool,
     ) -> None:
+        """
+        Args:
+            detector: its weights may not change while the predictor lives, as encoded texts are kept.
+        """
         self.detector = detector
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.config = config
         self.device = next(detector.parameters()).device
         self.bf16 = bf16 and self.device.type == "cuda"
+        self._texts: dict[str, TextFeatures] = {}
 
+    @torch.inference_mode()
     def predict(
         self, image: np.ndarray, concepts: Sequence[str], exclusive: Sequence[str] = (), prompts: Sequence[str] = ()
     ) -> list[Prediction]:
@@ -62,50 +95,108 @@ class ImagePredictor:
             prompts: the words to use for each concept, where they differ from its name.
 
         Returns:
-            One prediction per concept, in their order. Below `score_threshold` the mask is empty.
+            One prediction per concept, in their order.
 
         Raises:
             ValueError: the model answers with scores or masks that are not finite.
         """
-        pixels = image_to_tensor(image, self.image_size)[None]
-        texts = list(prompts) or list(concepts)
-        scores, logits = self._best_masks(pixels, texts)
-        finite = scores.isfinite() & logits.isfinite().flatten(1).all(dim=1).cpu()
-        if not finite.all():
-            asked = listed([text for text, fine in zip(texts, finite, strict=True) if not fine])
-            raise ValueError(
-                f"the model's scores or masks are not finite for: {asked}; check its weights, try bf16=false"
-            )
-        logits = _resize(logits, image.shape[:2])
-        masks = (logits > 0).cpu().numpy()
-        kept = scores >= self.config.score_threshold
-        masks &= kept.numpy()[:, None, None]
-        shared = [i for i, concept in enumerate(concepts) if concept in exclusive]
-        if self.config.resolve_overlaps and len(shared) > 1:
-            confidences = (logits[shared].sigmoid().cpu() * scores[shared, None, None]).numpy()
-            masks[shared] = resolve_overlaps(masks[shared], confidences)
-        return [Prediction(c, float(s), m) for c, s, m in zip(concepts, scores, masks, strict=True)]
+        queries = list(self._queries(image, list(prompts) or list(concepts)))
+        answers: list[dict[str, Answer]] = [{} for _ in concepts]
+        places = {place for place, concept in enumerate(concepts) if concept in exclusive}
+        for rule in self.config.rules:
+            masks = self._masks([(query.choices[rule], query.logits) for query in queries], image.shape[:2], places)
+            for found, query, mask in zip(answers, queries, masks, strict=True):
+                found[rule] = Answer(query.choices[rule].score, mask)
+        return [
+            Prediction(concept, query.heads.presence, found)
+            for concept, query, found in zip(concepts, queries, answers, strict=True)
+        ]
 
-    @torch.inference_mode()
-    def _best_masks(self, pixels: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Of pixels [1, 3, S, S], the best prediction of each prompt: score [C] (on the CPU), mask logits [C, h, w]."""
+    def _queries(self, image: np.ndarray, prompts: list[str]) -> Iterator[_Query]:
+        """Run the detector, `queries_per_pass` prompts at a time."""
         was_training = self.detector.training
         self.detector.eval()
-        scores, logits = [], []
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.detector.encode_images(pixels.to(self.device))
-            for start in range(0, len(prompts), self.config.queries_per_pass):
-                input_ids, attention_mask = self.tokenizer(prompts[start : start + self.config.queries_per_pass])
-                image_index = torch.zeros(len(input_ids), dtype=torch.long, device=self.device)
-                texts = self.detector.encode_texts(input_ids.to(self.device), attention_mask.to(self.device))
-                output = self.detector.detect(features, image_index, texts)
-                best, index = output.one_to_one.logits[-1].float().max(dim=1)
-                scores.append(best.sigmoid() * output.presence[-1].float().sigmoid())
-                each = torch.arange(len(index), device=self.device)
-                logits.append(output.one_to_one.masks_of(each, index, [1] * len(index)).float())
-        self.detector.train(was_training)
-        return torch.cat(scores).cpu(), torch.cat(logits)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                pixels = image_to_tensor(image, self.image_size)[None]
+                features = self.detector.encode_images(pixels.to(self.device))
+                for start in range(0, len(prompts), self.config.queries_per_pass):
+                    asked = prompts[start : start + self.config.queries_per_pass]
+                    image_index = torch.zeros(len(asked), dtype=torch.long, device=self.device)
+                    yield from self._chosen(self.detector.detect(features, image_index, self._encoded(asked)), asked)
+        finally:
+            self.detector.train(was_training)
+
+    def _encoded(self, prompts: list[str]) -> TextFeatures:
+        for text in prompts:
+            if text not in self._texts:  # each alone, so that it does not depend on which came together
+                input_ids, attention_mask = self.tokenizer([text])
+                self._texts[text] = self.detector.encode_texts(
+                    input_ids.to(self.device), attention_mask.to(self.device)
+                )
+        known = [self._texts[text] for text in prompts]
+        return TextFeatures(torch.cat([text.tokens for text in known]), torch.cat([text.valid for text in known]))
+
+    def _chosen(self, output: DetectorOutput, prompts: list[str]) -> Iterator[_Query]:
+        """The choices of every rule, and the masks that they need."""
+        logits, presence = output.one_to_one.logits[-1].float(), output.presence[-1].float().sigmoid()
+        scores = logits.sigmoid() * presence[:, None]
+        logits, scores, presence = logits.cpu(), scores.cpu(), presence.cpu()
+        _refuse_not_finite(scores.isfinite().all(dim=1).tolist(), prompts)
+        heads = [Heads(*values) for values in zip(logits, scores, presence.tolist(), strict=True)]
+        choices = [{rule: RULES[rule](head, self.config) for rule in self.config.rules} for head in heads]
+        wanted = [sorted({i for choice in found.values() for i in choice.masks} - {SEMANTIC}) for found in choices]
+        counts = [len(found) for found in wanted]
+        query = torch.tensor([q for q, found in enumerate(wanted) for _ in found], device=self.device, dtype=torch.long)
+        number = torch.tensor([i for found in wanted for i in found], device=self.device, dtype=torch.long)
+        masks = output.one_to_one.masks_of(query, number, counts).float()
+        layers = [dict(zip(wanted[q], own, strict=True)) for q, own in enumerate(masks.split(counts))]
+        if output.semantic is not None:
+            layers = [found | {SEMANTIC: mask.float()} for found, mask in zip(layers, output.semantic, strict=True)]
+        _refuse_not_finite([all(mask.isfinite().all() for mask in found.values()) for found in layers], prompts)
+        for values in zip(heads, choices, layers, strict=True):
+            yield _Query(*values)
+
+    def _masks(
+        self,
+        chosen: list[tuple[Choice, dict[int, Tensor]]],
+        size: tuple[int, int],
+        exclusive: set[int],
+    ) -> list[Mask]:
+        """Masks [H, W] of one rule, in the order of the concepts; those of `exclusive` places do not overlap."""
+        overlaps = Overlaps(size, self.device) if len(exclusive) > 1 and self.config.resolve_overlaps else None
+        masks: list[Tensor | None] = []
+        for place, (choice, logits) in enumerate(chosen):
+            shared = overlaps is not None and place in exclusive
+            mask, confidence = _laid_over(choice, logits, size, self.device, with_confidence=shared)
+            if shared:
+                assert overlaps is not None and confidence is not None
+                overlaps.add(place, mask, confidence)
+            masks.append(None if shared else mask)
+        resolved = (overlaps.mask(place) if overlaps and mask is None else mask for place, mask in enumerate(masks))
+        return [mask.cpu().numpy() for mask in resolved if mask is not None]
 
 
-def _resize(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def _laid_over(
+    choice: Choice, logits: dict[int, Tensor], size: tuple[int, int], device: torch.device, with_confidence: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The union [H, W] of a rule's masks, and at each pixel the highest of confidence x probability."""
+    mask = torch.zeros(size, dtype=torch.bool, device=device)
+    confidence = torch.zeros(size, device=device) if with_confidence else None
+    for start in range(0, len(choice.masks), RESIZED_AT_ONCE):
+        part = slice(start, start + RESIZED_AT_ONCE)
+        layers = torch.stack([logits[number] for number in choice.masks[part]])
+        resized = F.interpolate(layers[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        mask |= (resized > 0).any(dim=0)
+        if confidence is not None:
+            weights = torch.tensor(choice.confidences[part], device=device)
+            confidence = torch.maximum(confidence, (resized.sigmoid() * weights[:, None, None]).amax(dim=0))
+    return mask, confidence
+
+
+def _refuse_not_finite(finite: Iterable[bool], prompts: Sequence[str]) -> None:
+    asked = [text for text, fine in zip(prompts, finite, strict=True) if not fine]
+    if asked:
+        raise ValueError(
+            f"the model's scores or masks are not finite for: {listed(asked)}; check its weights, try bf16=false"
+        )

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medsam3.layouts.instances import Mask
+import torch
+from torch import Tensor
 
 
-def resolve_overlaps(masks: Mask, confidences: NDArray[np.floating]) -> Mask:
-    """Give each pixel that several masks claim to the one with the highest confidence there (paper, section 4.2).
+class Overlaps:
+    """Gives each pixel that several masks claim to the one of the highest confidence there (paper, section 4.2).
 
-    Args:
-        masks: [C, H, W], one mask per concept.
-        confidences: [C, H, W], confidence of each concept at each pixel. On a tie the first concept wins.
-
-    Returns:
-        [C, H, W], at most one concept per pixel; every pixel that was covered stays covered.
+    Masks come one after the other, so that only one map of confidences is kept. On a tie the earlier one wins; every
+    pixel that was covered stays covered.
     """
-    if len(masks) < 2:
-        return masks
-    claims = np.where(masks, confidences, -np.inf)
-    winner = claims.argmax(axis=0)
-    return masks & (np.arange(len(masks))[:, None, None] == winner)
+
+    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
+        self._highest = torch.full(size, -torch.inf, device=device)
+        self._owner = torch.full(size, -1, dtype=torch.int16, device=device)
+
+    def add(self, number: int, mask: Tensor, confidence: Tensor) -> None:
+        """Claim pixels for a number (0 or more): mask [H, W] bool, confidence [H, W]."""
+        won = mask & (confidence > self._highest)
+        self._highest[won] = confidence[won]
+        self._owner[won] = number
+
+    def mask(self, number: int) -> Tensor:
+        """[H, W] bool: what a number was left with."""
+        return self._owner == number

@@ -223,18 +223,20 @@ def _validate(run: Run) -> None:
     predictor = ImagePredictor(
         run.detector, run.loaded.tokenizer, run.config.model.image_size, run.config.prediction, run.config.trainer.bf16
     )
-    asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), run.config.evaluation.images)
+    asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), run.config.evaluation)
     evaluation = run_evaluation(predictor, run.corpus, asked, run.config.evaluation)
-    mean = mean_score(evaluation.scores)
+    mean = mean_score(evaluation.main_scores)
     values = {f"validation/{metric}": value for metric, value in mean.values.items()}
-    for name, score in evaluation.scores.items():
+    for name, score in evaluation.main_scores.items():
         values |= {f"validation/{name}/{metric}": value for metric, value in score.values.items()}
+    for rule, scores in evaluation.scores.items():
+        values |= {f"validation/{rule}/{metric}": value for metric, value in mean_score(scores).values.items()}
     run.log.scalars(run.progress.step, values)
     run.log.pictures(run.progress.step, evaluation.overlays)
     better = mean.values["dice"] > run.progress.best_dice
     shown = "  ".join(f"{metric.title} {mean.values[name]:.3f}" for name, metric in METRICS.items())
     run.log.line(
-        f"epoch {run.progress.epoch:3d}  validation {shown}  ({mean.queries} queries)"
+        f"epoch {run.progress.epoch:3d}  validation {shown}  ({evaluation.rule}, {mean.queries} queries)"
         f"{'  best so far' if better else ''}"
     )
     if better:
@@ -246,7 +248,7 @@ def _validate(run: Run) -> None:
                 run.loaded,
                 run.corpus,
                 run.config,
-                evaluation.scores,
+                evaluation.main_scores,
                 progress.epoch,
                 progress.step,
                 run.trained_images,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medsam3.evaluation.evaluator import Evaluation
+from medsam3.evaluation.findings import Evaluation
 from medsam3.evaluation.measurement import write_evaluation
 from tests.scripts import run_script
 
@@ -36,10 +36,9 @@ def test_results_json_is_the_mean_of_results_csv_and_every_query_has_a_row(data,
         rows = list(csv.DictReader(file))
     result = json.loads((tmp_path / "runs/run/results.json").read_text())
     assert len(rows) == 6 * 3 and {row["concept"] for row in rows} == {"brain", "gray matter", "white matter"}
-    assert result["datasets"]["mni152"]["queries"] == 18 and result["datasets"]["mni152"]["images"] == 6
-    assert result["datasets"]["mni152"]["dice"] == pytest.approx(
-        np.mean([float(row["dice"]) for row in rows]), abs=1e-6
-    )
+    score = result["rules"]["top1"]["datasets"]["mni152"]
+    assert score["queries"] == 18 and score["images"] == 6
+    assert score["values"]["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]), abs=1e-6)
     picture = next((tmp_path / "runs/run/overlays").iterdir())
     assert Image.open(picture).size[0] > 600
 
@@ -118,7 +117,7 @@ def test_a_wrong_request_ends_in_one_message(overrides, expected, data, tmp_path
 def test_a_data_set_of_the_split_that_is_not_prepared_is_named(data, tmp_path):
     done = run_script("evaluate.py", *EVALUATE, *data, "split=[mni152,drive]", cwd=tmp_path)
     assert "missing  drive: not prepared, left out" in done.stdout
-    assert "mni152" in json.loads((tmp_path / "runs/evaluation/results.json").read_text())["datasets"]
+    assert "mni152" in question(tmp_path / "runs/evaluation")["rows"]
 
 
 def test_overlay_folder_holds_only_pictures_of_this_evaluation(data, tmp_path):

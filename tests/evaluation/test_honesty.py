@@ -8,11 +8,13 @@ import json
 
 import pytest
 
-from medsam3.config import PrepareConfig
+from medsam3.config import EvaluationConfig, PrepareConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.evaluator import asked_images
 from medsam3.evaluation.honesty import TrainingRecord, refuse_training_rows, training_images, training_record
 from medsam3.preparation.prepare import prepare
+
+ALL = EvaluationConfig(ask="present", images=None, overlays=0, workers=0)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def record_of(corpus: Corpus, **changes) -> TrainingRecord:
 
 
 def refuse(corpus: Corpus, record: TrainingRecord, **parts: str) -> None:
-    refuse_training_rows("runs/x", record, corpus, parts, asked_images(corpus, parts, None))
+    refuse_training_rows("runs/x", record, corpus, parts, asked_images(corpus, parts, ALL))
 
 
 def test_the_validation_part_passes(corpus):

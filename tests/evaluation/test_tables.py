@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +15,52 @@ from medsam3.evaluation.metrics import METRICS, Metric
 from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
 from medsam3.evaluation.question import Question, Rows
 from medsam3.evaluation.scores import QueryResult, Score, mean_score, summarise
-from medsam3.evaluation.tables import read_baseline, results_csv, results_json, score_table
+from medsam3.evaluation.tables import read_baseline, results_csv, results_json, rule_tables, score_table
 
 
-def _result(dataset: str, item: str, concept: str, dice: float, iou: float) -> QueryResult:
+def _result(
+    dataset: str,
+    item: str,
+    concept: str,
+    dice: float,
+    iou: float,
+    rule: str = "top1",
+    truth_px: int = 10,
+    prediction_px: int = 12,
+) -> QueryResult:
     return QueryResult(
         dataset=dataset,
         item=item,
+        group="p1",
+        part="val",
         concept=concept,
         prompt=concept,
+        rule=rule,
+        present=truth_px > 0,
         score=0.5,
+        presence=0.75,
         values={"dice": dice, "iou": iou},
-        truth_px=10,
-        prediction_px=12,
+        ceiling=0.8,
+        truth_px=truth_px,
+        prediction_px=prediction_px,
     )
 
 
 def _score(dice: float, iou: float, queries: int = 2, images: int = 2) -> Score:
-    return Score(values={"dice": pytest.approx(dice), "iou": pytest.approx(iou)}, queries=queries, images=images)
+    values = {"dice": pytest.approx(dice), "iou": pytest.approx(iou)}
+    return replace(score_of(values, queries, images), ceiling=pytest.approx(0.8))
+
+
+def score_of(values: dict, queries: int = 2, images: int = 2) -> Score:
+    return Score(
+        values=values,
+        ceiling=0.8,
+        queries=queries,
+        images=images,
+        absent=0,
+        answered=None,
+        with_absent=values,
+    )
 
 
 RESULTS = [
@@ -48,8 +77,16 @@ QUESTION = Question(
     weights_sha256="cc",
     image_size=1008,
     own_image_size=1008,
-    prediction=PredictionConfig(score_threshold=0.0, resolve_overlaps=True, queries_per_pass=8),
+    prediction=PredictionConfig(
+        rules=["top1"],
+        score_threshold=0.0,
+        union_threshold=0.5,
+        presence_threshold=0.5,
+        resolve_overlaps=True,
+        queries_per_pass=8,
+    ),
     prompts="canonical",
+    ask="present",
     precision="float32",
     seed=42,
     training_rows_allowed=False,
@@ -60,7 +97,7 @@ QUESTION = Question(
 
 
 def test_a_score_is_the_mean_over_queries_and_the_average_the_mean_over_data_sets():
-    found = summarise(RESULTS)
+    found = summarise(RESULTS)["top1"]
     assert found["drive"] == _score(0.6, 0.5)
     assert found["papila"] == _score(0.95, 0.9, images=1)
     assert mean_score(found).values == {"dice": pytest.approx(0.775), "iou": pytest.approx(0.7)}
@@ -68,19 +105,22 @@ def test_a_score_is_the_mean_over_queries_and_the_average_the_mean_over_data_set
 
 def test_table_has_the_columns_of_table_3_when_a_baseline_is_given():
     baseline = {
-        "drive": Score(values={"dice": 0.248, "iou": 0.143}, queries=2, images=2),
-        "papila": Score(values={"dice": 0.862, "iou": 0.787}, queries=2, images=1),
-        "glas": Score(values={"dice": 0.0, "iou": 0.0}, queries=2, images=1),  # not asked now: not in the average
+        "drive": score_of({"dice": 0.248, "iou": 0.143}, 2, 2),
+        "papila": score_of({"dice": 0.862, "iou": 0.787}, 2, 1),
+        "glas": score_of({"dice": 0.0, "iou": 0.0}, 2, 1),  # not asked now: not in the average
     }
-    table = score_table(summarise(RESULTS), {"drive": "DRIVE", "papila": "PAPILA"}, baseline)
+    table = score_table(summarise(RESULTS)["top1"], {"drive": "DRIVE", "papila": "PAPILA"}, baseline)
     lines = table.splitlines()
-    assert lines[0] == "| Dataset | Dice baseline | Dice ours | Dice Δ | IoU baseline | IoU ours | IoU Δ |"
-    assert lines[2] == "| DRIVE | 24.8 | 60.0 | +35.2 | 14.3 | 50.0 | +35.7 |"
-    assert lines[4] == "| **Avg.** | 55.5 | 77.5 | +22.0 | 46.5 | 70.0 | +23.5 |"
+    assert (
+        lines[0]
+        == "| Dataset | Dice baseline | Dice ours | Dice Δ | IoU baseline | IoU ours | IoU Δ | queries | images |"
+    )
+    assert lines[2] == "| DRIVE | 24.8 | 60.0 | +35.2 | 14.3 | 50.0 | +35.7 | 2 | 2 |"
+    assert lines[4] == "| **Avg.** | 55.5 | 77.5 | +22.0 | 46.5 | 70.0 | +23.5 | 4 | 3 |"
 
 
 def test_table_without_baseline():
-    lines = score_table(summarise(RESULTS), {"drive": "DRIVE"}).splitlines()
+    lines = score_table(summarise(RESULTS)["top1"], {"drive": "DRIVE"}).splitlines()
     assert lines[0] == "| Dataset | Dice (%) | IoU (%) | queries | images |"
     assert lines[2:] == [
         "| DRIVE | 60.0 | 50.0 | 2 | 2 |",
@@ -94,21 +134,24 @@ def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
     monkeypatch.setitem(METRICS, "pixels", Metric("Size", lambda masks: float(masks.truth_px), is_fraction=False))
     masks = metrics.Comparison(np.ones((2, 2), bool), np.ones((2, 2), bool))
     row = QueryResult(**vars(RESULTS[0]) | {"values": metrics.measure(masks)})
-    assert results_csv([row]).splitlines()[1].endswith("0.500000,1.000000,1.000000,4.000000,10,12")
-    table = score_table(summarise([row]), {}).splitlines()
+    assert results_csv([row]).splitlines()[1].endswith("1.000000,1.000000,4.000000,0.800000,10,12")
+    table = score_table(summarise([row])["top1"], {}).splitlines()
     assert table[0] == "| Dataset | Dice (%) | IoU (%) | Size | queries | images |" and "| 4.0 | 1 | 1 |" in table[2]
 
 
 def test_results_json_says_what_was_asked_and_can_be_read_as_a_baseline(tmp_path):
     content = json.loads(results_json("internal", QUESTION, summarise(RESULTS)))
     assert content["checkpoint"] == "runs/a" and content["split"] == "internal"
-    assert content["datasets"]["drive"] == {
-        "dice": pytest.approx(0.6), "iou": pytest.approx(0.5), "queries": 2, "images": 2,
+    means = {"dice": pytest.approx(0.6), "iou": pytest.approx(0.5)}
+    found = content["rules"]["top1"]
+    assert found["datasets"]["drive"] == {
+        "values": means, "ceiling": pytest.approx(0.8), "queries": 2, "images": 2, "absent": 0, "answered": None,
+        "with_absent": means,
     }  # fmt: skip
-    assert content["mean"] == {"dice": pytest.approx(0.775), "iou": pytest.approx(0.7)}
+    assert found["mean"]["values"] == {"dice": pytest.approx(0.775), "iou": pytest.approx(0.7)}
     assert content["question"]["rows"]["drive"]["images_sha256"] == "bb"
     baseline = read_baseline(_saved(tmp_path, content))
-    assert baseline.scores["drive"].queries == 2 and baseline.differences(QUESTION) == []
+    assert baseline.scores["top1"]["drive"].queries == 2 and baseline.differences(QUESTION) == []
 
 
 def _content() -> dict:
@@ -147,7 +190,7 @@ def test_a_baseline_on_other_images_is_refused_with_all_that_differs(tmp_path):
     content = _content()
     content["question"]["rows"]["drive"] |= {"images": 95, "images_sha256": "ee"}
     content["question"]["rows"]["glas"] = content["question"]["rows"]["drive"]  # more data sets do no harm
-    content["datasets"]["glas"] = content["datasets"]["drive"]
+    content["rules"]["top1"]["datasets"]["glas"] = content["rules"]["top1"]["datasets"]["drive"]
     with pytest.raises(ValueError, match="asked on other images") as caught:
         read_baseline(_saved(tmp_path, content)).differences(QUESTION)
     assert "rows.drive.images: 95 -> 2" in str(caught.value) and "glas" not in str(caught.value)
@@ -155,7 +198,7 @@ def test_a_baseline_on_other_images_is_refused_with_all_that_differs(tmp_path):
 
 def test_a_baseline_without_the_data_set_is_refused(tmp_path):
     content = _content()
-    del content["datasets"]["papila"], content["question"]["rows"]["papila"]
+    del content["rules"]["top1"]["datasets"]["papila"], content["question"]["rows"]["papila"]
     with pytest.raises(ValueError, match="no data set papila; it has drive"):
         read_baseline(_saved(tmp_path, content)).differences(QUESTION)
 
@@ -173,11 +216,49 @@ def test_a_file_that_is_no_baseline_is_named(tmp_path, content):
         read_baseline(tmp_path / "missing.json")
 
 
-def test_results_csv_has_one_row_per_query():
-    lines = results_csv(RESULTS).splitlines()
-    assert lines[0] == "dataset,item,concept,prompt,score,dice,iou,truth_px,prediction_px"
-    assert lines[1] == "drive,21,retinal blood vessel,retinal blood vessel,0.500000,0.500000,0.400000,10,12"
-    assert len(lines) == 5
+def test_a_baseline_by_another_rule_is_refused(tmp_path):
+    content = _content()
+    content["rules"]["union"] = content["rules"].pop("top1")
+    with pytest.raises(ValueError, match=r"not measured by the mask rule top1, only by union.*rules=\[top1\]"):
+        read_baseline(_saved(tmp_path, content)).differences(QUESTION)
+
+
+def test_results_csv_has_one_row_per_query_and_rule():
+    lines = results_csv([*RESULTS, _result("drive", "21", "optic cup", 0.0, 0.0, "union", 0, 3)]).splitlines()
+    assert lines[0] == (
+        "dataset,item,group,part,concept,prompt,rule,present,score,presence,dice,iou,ceiling,truth_px,prediction_px"
+    )
+    vessel = "retinal blood vessel"
+    assert lines[1] == f"drive,21,p1,val,{vessel},{vessel},top1,1,0.500000,0.750000,0.500000,0.400000,0.800000,10,12"
+    assert lines[5].startswith("drive,21,p1,val,optic cup,optic cup,union,0,") and len(lines) == 6
+
+
+ABSENT = [
+    _result("drive", "23", "optic cup", 1.0, 1.0, truth_px=0, prediction_px=0),
+    _result("drive", "24", "optic cup", 0.0, 0.0, truth_px=0, prediction_px=9),
+    _result("drive", "25", "optic cup", 0.0, 0.0, truth_px=0, prediction_px=1),
+]
+
+
+def test_concepts_that_are_not_there_do_not_enter_the_mean_but_have_columns_of_their_own():
+    score = summarise([*RESULTS, *ABSENT])["top1"]["drive"]
+    assert score.values["dice"] == pytest.approx(0.6) and (score.queries, score.absent, score.images) == (2, 3, 5)
+    assert score.answered == pytest.approx(2 / 3) and score.with_absent["dice"] == pytest.approx(2.2 / 5)
+    table = score_table(summarise([*RESULTS, *ABSENT])["top1"], {}).splitlines()
+    assert table[0] == (
+        "| Dataset | Dice (%) | IoU (%) | Dice with absent (%) | absent answered (%) | queries | absent | images |"
+    )
+    assert table[2] == "| drive | 60.0 | 50.0 | 44.0 | 66.7 | 2 | 3 | 5 |"
+    assert table[3] == "| papila | 95.0 | 90.0 | 95.0 | - | 2 | 0 | 1 |"
+    assert table[4] == "| **Avg.** | 77.5 | 70.0 | 69.5 | 66.7 | 4 | 3 | 6 |"
+
+
+def test_every_table_names_its_rule_and_top1_its_ceiling():
+    scores = summarise([*RESULTS, *(QueryResult(**vars(row) | {"rule": "union"}) for row in RESULTS)])
+    first, second = rule_tables(scores, {}).split("Mask rule ")[1:]
+    assert first.startswith("**top1**: the mask of the highest score") and "| ceiling Dice (%) |" in first
+    assert "| drive | 60.0 | 50.0 | 80.0 | 2 | 2 |" in first
+    assert second.startswith("**union**") and "ceiling" not in second
 
 
 def test_overlay_colours_truth_and_prediction_in_their_own_panels():
