@@ -366,7 +366,8 @@ def check(config: Any) -> None:
     for key in ("datasets", "split"):
         value = _lookup(config, key)
         names = value if isinstance(value, list) else [value]
-        if value is not _ABSENT and not all(isinstance(name, str) for name in names):
+        all_sets = value is None and isinstance(config, GetDataConfig)
+        if value is not _ABSENT and not all_sets and not all(isinstance(name, str) for name in names):
             raise ValueError(f"{key}={value}: must be a name, or a list of names: [drive, busi]")
     rules = _lookup(config, "prediction.rules")
     if rules is not _ABSENT:

@@ -293,3 +293,8 @@ def test_the_command_prints_the_table_as_json_and_makes_no_folder(tmp_path):
     assert [row["name"] for row in rows if row["way"] == "fetch"] == ["chase_db1", "hc18", "stare"]
     assert rows[0]["next"] == ["python scripts/get_data.py datasets=chase_db1 accept_licence=true data.root='a b'"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_arguments_it_lists_all_forty(tmp_path):
+    done = run_script("get_data.py", cwd=tmp_path)
+    assert "40 data sets: 40 not there" in done.stdout
