@@ -107,8 +107,11 @@ def _shares(
         left_out = [name for name in names if name not in weights]
         if left_out:
             raise ValueError(f"data.weights: no weight for {', '.join(left_out)}")
-        values = np.asarray([float(weights[name]) for name in names])
-        if (values < 0).any() or values.sum() == 0:
+        for name in names:
+            if not isinstance(weights[name], int | float):
+                raise ValueError(f"data.weights: {name}: {weights[name]!r}: must be a number")
+        values = np.asarray([weights[name] for name in names], dtype=np.float64)
+        if not (values >= 0).all() or not 0 < values.sum() < np.inf:
             raise ValueError(f"data.weights={dict(weights)}: must not be negative, nor all zero")
     exact = values / values.sum() * counts.sum()
     most = counts * (max_repeats or counts.sum())

@@ -70,12 +70,14 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: MissingMask) -> tupl
         for path in paths
     }
     pairs: list[Pair] = []
+    any_image = False
     problems = [Problem(path, spec.ignore_files[path], expected=True) for path in there if path in spec.ignore_files]
     used: set[str] = set()
     for path in files:
         captured = next((c for p in image_patterns if (c := p.match(path)) is not None), None)
         if captured is None or path in claimed:
             continue
+        any_image = True
         item_id = "/".join(captured.values())
         masks = [KeyFiles(key, _masks_of(captured, mask_patterns[key], index[key])) for key in mask_patterns]
         used.update(path for files_of_key in masks for path in files_of_key.paths)
@@ -85,7 +87,8 @@ def pair_files(spec: DatasetSpec, root: Path, missing_mask: MissingMask) -> tupl
             problems.append(Problem(item_id, f"{path}: image without mask", expected="error" not in rules))
         else:
             pairs.append(Pair(item_id, path, kept, captured))
-    problems += [Problem(path, "mask without image") for path in sorted(claimed - used)]
+    if any_image:  # otherwise the reader says so, once
+        problems += [Problem(path, "mask without image") for path in sorted(claimed - used)]
     return pairs, problems
 
 

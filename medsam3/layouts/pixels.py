@@ -87,6 +87,8 @@ def read_mask(path: Path) -> NDArray[Any]:
 
 
 def _opened(path: Path) -> Image.Image:
+    if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+        raise OSError("it is no file")
     if path.suffix.lower() == ".gz":
         return Image.open(io.BytesIO(gzip.decompress(path.read_bytes())))
     return Image.open(path)

@@ -19,8 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medsam3.layouts.instances import Instances
+from medsam3.messages import listed
 from medsam3.registry.grouping import group_finder
-from medsam3.registry.patterns import archives_in
+from medsam3.registry.patterns import FilePattern, archives_in, is_junk
 from medsam3.registry.schema import build
 from medsam3.registry.spec import DatasetSpec
 
@@ -161,7 +162,8 @@ class Reader(ABC):
 
     def _sorted(self) -> Listing:
         found = self.find()
-        if not found.items and (not found.problems or self.spec.hint is not None):
+        unread = [problem for problem in found.problems if problem.item not in self.spec.ignore_files]
+        if not found.items and (not unread or self.spec.hint is not None):
             raise ValueError(self._nothing_found())
         items: list[Item] = []
         excluded = self.spec.exclude
@@ -204,8 +206,15 @@ class Reader(ABC):
             raise ValueError(f"configs/dataset/{self.spec.name}.yaml: {error}") from error
 
     def _nothing_found(self) -> str:
-        there = sorted(path.name for path in self.root.iterdir())
-        shown = ", ".join(there[:8]) + (" ..." if len(there) > 8 else "")
+        folders = [FilePattern(text).folder for text in self.spec.images]
+        missing = next((folder for folder in folders if not (self.root / folder).is_dir()), "")
+        nearest = self.root / missing
+        while not nearest.is_dir():
+            nearest = nearest.parent
+        there = sorted(path.name for path in nearest.iterdir() if not is_junk(path.name))
+        shown = f"{'the folder' if nearest == self.root else nearest} holds {listed(there, 8) or 'nothing'}"
+        if there and missing:
+            shown += f", but no folder {missing}"
         packed = archives_in(self.root)
         if packed:
             hint = f"unpack {', '.join(packed[:3])} there"
@@ -213,5 +222,5 @@ class Reader(ABC):
             hint = self.spec.hint or "is the download complete, and unpacked as it came?"
         return (
             f"{self.root}: no file fits images: {' | '.join(self.spec.images)} of data set {self.spec.name!r}; "
-            f"the folder holds {shown or 'nothing'}; {hint}"
+            f"{shown}; {hint}"
         )

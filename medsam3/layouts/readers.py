@@ -66,8 +66,8 @@ def open_reader(spec: DatasetSpec, data_root: Path, cache: Path) -> Reader:
 def find_root(spec: DatasetSpec, data_root: Path) -> Path:
     """The folder of a data set: <data_root>/<root>, or <data_root>/<name>/<root>, or a folder of a Python package.
 
-    A folder that holds the folders of the image patterns comes before one that does not. What a download unpacks may
-    also lie in <data_root>/<name> itself.
+    Upper and lower case are alike. A folder that holds the folders of the image patterns comes before one that does
+    not. What a download unpacks may also lie in <data_root>/<name> itself.
 
     Raises:
         ValueError: data_root is no folder; the data set is not in it (NotFoundError), or is there twice.
@@ -78,8 +78,9 @@ def find_root(spec: DatasetSpec, data_root: Path) -> Path:
         raise ValueError(
             f"data.root={data_root}: no such folder; set data.root=<folder that holds the downloaded data sets>"
         )
-    named = data_root / spec.name
-    nested = [data_root / root for root in spec.root] + [named / root for root in spec.root if root != spec.name]
+    named = _in_any_case(data_root, spec.name)
+    nested = [_in_any_case(data_root, root) for root in spec.root]
+    nested += [_in_any_case(named, root) for root in spec.root if root != spec.name]
     places = list(dict.fromkeys(nested))
     there = [place for place in places if place.is_dir()]
     found = (
@@ -95,14 +96,27 @@ def find_root(spec: DatasetSpec, data_root: Path) -> Path:
     return found[0]
 
 
+def _in_any_case(folder: Path, relative: str) -> Path:
+    """A path below a folder; where it is not there as written, the same in upper or lower case if that is there."""
+    path = folder
+    for name in Path(relative).parts:
+        if not (path / name).exists() and path.is_dir():
+            name = next((there for there in _names_in(path) if there.casefold() == name.casefold()), name)
+        path /= name
+    return path
+
+
 def _not_there(spec: DatasetSpec, data_root: Path, places: list[Path]) -> str:
     """What was looked for and what is there instead."""
-    named = data_root / spec.name
+    named = _in_any_case(data_root, spec.name)
     message = f"data set {spec.name!r}: no folder {' nor '.join(map(str, dict.fromkeys(places)))}."
     if named.is_dir():
         message += f" {named} is there, but holds {listed(_names_in(named)) or 'nothing'}."
     else:
         message += did_you_mean(spec.root[0], [path.name for path in data_root.iterdir() if path.is_dir()])
+    wanted = [folder for text in spec.images if (folder := FilePattern(text).folder.partition("/")[0])]
+    if wanted and spec.root[0] == ".":
+        message += f" It is found by its folder {' or '.join(dict.fromkeys(wanted))}."
     packed = [*archives_in(data_root), *archives_in(named)]
     if packed:
         message += f" Archives are there, still packed: {listed(packed)}."

@@ -122,7 +122,8 @@ def read_coco(path: Path, crowd: str | None) -> list[AnnotatedImage]:
         for index, annotation in enumerate(content["annotations"]):
             where = f"annotations[{index}]"
             if annotation["image_id"] not in images or annotation["category_id"] not in names:
-                raise ValueError(f"{where}: an image or a category that the file does not list")
+                ids = f"image_id {annotation['image_id']!r} or category_id {annotation['category_id']!r}"
+                raise ValueError(f"{where}: the file does not list its {ids}")
             if annotation.get("iscrowd") and crowd is None:
                 raise ValueError(f"{where}: a crowd; set options.crowd to shape or exclude")
             if not (annotation.get("iscrowd") and crowd == "exclude"):
@@ -251,7 +252,7 @@ def read_contour(path: Path, label: str) -> Outline:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise unreadable(path, error) from error
 
 

@@ -20,6 +20,7 @@ from pycocotools import mask as coco_masks
 from medsam3.layouts.instances import Mask
 
 Size = tuple[int, int]  # height, width
+FARTHEST_PX = 1e7  # a coordinate beyond is a damaged file, not an outline
 ON_LINE_PX = 1e-6  # a pixel centre this near to an outline is on it
 
 
@@ -80,6 +81,8 @@ def fill(points_px: NDArray[np.float64], size: Size) -> Patch:
     points_px = np.round(points_px, 6)
     if not np.isfinite(points_px).all():
         raise UnusableShapeError("a coordinate is not a number")
+    if np.abs(points_px).max(initial=0) > FARTHEST_PX:
+        raise UnusableShapeError(f"a coordinate of {np.abs(points_px).max():g} px")
     if len(points_px) > 1 and (points_px[0] == points_px[-1]).all():
         points_px = points_px[:-1]
     if len(points_px) < 3:

@@ -22,9 +22,11 @@ from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
 from medsam3.layouts.readers import NotFoundError, check_reader, open_reader
 from medsam3.preparation.copies import find_copies, fingerprint
 from medsam3.preparation.parallel import each
+from medsam3.preparation.remarks import MOST_INSTANCES, crowded_images, torn_groups, unknown_words
 from medsam3.preparation.splits import assign_parts
 from medsam3.preparation.summary import Summary, exclusions_csv, problem_report, summary_table, where_to_get
-from medsam3.registry.spec import SPEC_FOLDER, UNION, USES, DatasetSpec, load_specs
+from medsam3.registry.spec import SPEC_FOLDER, UNION, DatasetSpec, load_specs
+from medsam3.registry.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +54,28 @@ def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> 
     for spec in specs.values():
         check_reader(spec)
     writable_folder(config.data.splits, "data.splits", "data.splits")
-    a_use = isinstance(config.datasets, str) and config.datasets in USES
+    named = {config.datasets} if isinstance(config.datasets, str) else set(config.datasets)
     summaries: list[Summary] = []
     errors: list[str] = []
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     for spec in specs.values():
         try:
             summaries.append(prepare_dataset(spec, config))
         except NotFoundError as error:
-            missing.append(f"{error}{where_to_get(spec)}")
+            if spec.name in named:
+                errors.append(f"{error}{where_to_get(spec)}")
+            missing[spec.name] = f"{error}{where_to_get(spec)}"
         except ValueError as error:
             errors.append(str(error))
     if summaries:
         print(summary_table(summaries))
         print(f"Split files and lists of exclusions lie in {config.data.splits}")
-    if missing and (not a_use or not summaries):
-        errors = missing + errors
-    else:
-        for line in missing:
-            print(f"not there: {line}")
+    of_a_use = [name for name in missing if name not in named]
+    if of_a_use and summaries:
+        print(f"{len(of_a_use)} of {len(specs)} data sets are not there: {', '.join(of_a_use)}")
+        print(f"Where they come from: python scripts/get_data.py datasets=[{','.join(of_a_use)}]")
+    elif not summaries:
+        errors = [*missing.values(), *(error for error in errors if error not in missing.values())]
     if errors:
         raise ValueError("\n\n".join(dict.fromkeys(errors)))
     return summaries
@@ -108,7 +113,7 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
     if not tally.items:
         raise ValueError(f"{spec.name}: no item is left:\n  {problems[0].item}: {problems[0].reason}")
     path = split_file(config.data.splits, spec.name)
-    parts = tally.write(path, config.data)
+    parts, remarks = tally.write(path, config.data)
     write_text(path.with_suffix(".exclusions.csv"), exclusions_csv(problems))
     return Summary(
         name=spec.name,
@@ -117,7 +122,9 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
         annotations=len(tally.areas_px),
         median_area_px=float(np.median(tally.areas_px)) if tally.areas_px else 0.0,
         parts=parts,
+        empty=tally.empty,
         excluded=len(problems),
+        remarks=(*unknown_words(spec, Vocabulary.load()), *remarks),
         split_hash=split_hash(path),
     )
 
@@ -151,12 +158,17 @@ class _Tally:
     def __init__(self, spec: DatasetSpec) -> None:
         self.spec = spec
         self.items: list[Item] = []
+        self.empty = 0  # items that show no instance of any concept
+        self.crowded: dict[str, list[tuple[int, str]]] = {}  # see remarks.crowded_images
         self.areas_px = array("q")  # [instances], only those of the concept "*" where there is one: it holds the others
         self._rows = {name: array("q") for name in ("item", "concept", "instances", "area_px", "height", "width")}
 
     def add(self, item: Item, check: ItemCheck) -> None:
         union = self.spec.concepts.get(UNION)
+        self.empty += not any(check.areas_px.values())
         for concept, areas in check.areas_px.items():
+            if len(areas) > MOST_INSTANCES:
+                self.crowded.setdefault(concept, []).append((len(areas), item.id))
             if union is None or concept == union:
                 self.areas_px.extend(areas)
             values = {"item": len(self.items), "concept": self.spec.concept_names.index(concept)}
@@ -165,8 +177,8 @@ class _Tally:
                 self._rows[name].append(value)
         self.items.append(item)
 
-    def write(self, path: Path, config: DataConfig) -> dict[str, int]:
-        """Draw the parts and write the split file; returns the images of each part."""
+    def write(self, path: Path, config: DataConfig) -> tuple[dict[str, int], list[str]]:
+        """Draw the parts and write the split file; returns the images of each part, and remarks."""
         split = config.split
         if self.spec.is_external:
             by_image = by_group = ["external"] * len(self.items)
@@ -191,7 +203,9 @@ class _Tally:
         columns["seed"] = np.full(rows, split.seed)
         write_split(path, columns)
         shown = by_image if split.by == "image" else by_group
-        return {part: shown.count(part) for part in sorted(set(shown))}
+        remarks = crowded_images(self.spec, self.crowded)
+        remarks += torn_groups(self.spec, self.items, by_image) if split.by == "image" else []
+        return {part: shown.count(part) for part in sorted(set(shown))}, remarks
 
 
 def _unpack(reader: Reader, job: Any) -> None:

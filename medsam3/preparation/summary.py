@@ -24,13 +24,15 @@ class Summary:
     annotations: int  # instances, each once: of the concept "*" alone where there is one
     median_area_px: float  # of the instances
     parts: dict[str, int]  # images of each part
+    empty: int  # images that show nothing of what was looked for
     excluded: int  # lines of the exclusions file
     split_hash: str
+    remarks: tuple[str, ...]  # see remarks.py
 
 
 def summary_table(summaries: list[Summary]) -> str:
-    """Table 1 of what was found, with the paper's number in brackets where it has one."""
-    head = ["data set", "images", "annotations", "median area px", "train", "val", "external", "left out", "split"]
+    """Table 1 of what was found, with the paper's number in brackets where it has one, and remarks."""
+    head = ["data set", "images", "empty", "annotations", "median area px", *PARTS, "left out", "split"]
     rows = [head]
     for found in summaries:
         card = _card(found.name)
@@ -39,6 +41,7 @@ def summary_table(summaries: list[Summary]) -> str:
             [
                 found.title,
                 _beside(found.images, paper.images if paper else None),
+                f"{found.empty:,}",
                 _beside(found.annotations, paper.annotations if paper else None),
                 _beside(found.median_area_px, paper.median_area_px if paper else None),
                 *(str(found.parts.get(part, "-")) for part in PARTS),
@@ -46,9 +49,30 @@ def summary_table(summaries: list[Summary]) -> str:
                 found.split_hash[:8],
             ]
         )
+    if len(summaries) > 1:
+        rows.append(_total(summaries))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "(in brackets: Table 1 of the paper)", *_differences(summaries)])
+    if any(card is not None and card.paper.images for card in (_card(found.name) for found in summaries)):
+        lines.append("(in brackets: Table 1 of the paper)")
+    return "\n".join([*lines, *_differences(summaries), *(line for found in summaries for line in found.remarks)])
+
+
+def _total(summaries: list[Summary]) -> list[str]:
+    parts = [sum(found.parts.get(part, 0) for found in summaries) for part in PARTS]
+    images, empty, annotations, excluded = (
+        sum(getattr(found, name) for found in summaries) for name in ("images", "empty", "annotations", "excluded")
+    )
+    counts = [
+        f"{images:,}",
+        f"{empty:,}",
+        f"{annotations:,}",
+        "",
+        *(f"{part:,}" for part in parts),
+        f"{excluded:,}",
+        "",
+    ]
+    return ["total", *counts]
 
 
 def _differences(summaries: list[Summary]) -> list[str]:
@@ -59,7 +83,8 @@ def _differences(summaries: list[Summary]) -> list[str]:
         if card is not None and card.paper.images is not None:
             paper = (card.paper.images, card.paper.annotations, card.paper.median_area_px)
             if paper != (found.images, found.annotations, round(found.median_area_px)):
-                lines.append(f"{found.title} differs. How the paper's numbers arise: {card.counts}")
+                fewer = f": {found.images:,} of {paper[0]:,} images are there" if found.images < paper[0] else ""
+                lines.append(f"{found.title} differs{fewer}. How the paper's numbers arise: {card.counts}")
     return lines
 
 

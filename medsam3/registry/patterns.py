@@ -107,6 +107,8 @@ def list_files(root: Path, patterns: Iterable[FilePattern]) -> list[str]:
             relative = os.path.relpath(parent, root).replace(os.sep, "/")
             prefix = "" if relative == "." else f"{relative}/"
             found.update(f"{prefix}{name}" for name in files if not is_junk(name))
+            for name in (name for name in files if any("\ud800" <= letter <= "\udfff" for letter in name)):
+                raise ValueError(f"{os.fsencode(os.path.join(parent, name))!r}: the name is not UTF-8; rename the file")
     return sorted(found)
 
 

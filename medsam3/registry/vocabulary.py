@@ -79,9 +79,13 @@ class Vocabulary:
 
     def check(self, concepts: Iterable[str]) -> None:
         """Raises ValueError, with the nearest known names, if one of the concepts is not a canonical name."""
-        problems = [self._explain(concept) for concept in concepts if concept not in self.concepts]
+        problems = self.problems(concepts)
         if problems:
             raise ValueError(f"{self.path}: " + "; ".join(problems))
+
+    def problems(self, concepts: Iterable[str]) -> list[str]:
+        """A clause for each concept that is not a canonical name, with the nearest that are."""
+        return [self._explain(concept) for concept in concepts if concept not in self.concepts]
 
     def _explain(self, phrase: str) -> str:
         owner = {synonym: c.name for c in self.concepts.values() for synonym in c.synonyms}

@@ -329,6 +329,8 @@ def test_a_repeated_image_says_so_and_the_sampler_how_often(two_families):
         ({"small": 1}, "no weight for eyes, scope"),
         ({"small": 0, "eyes": 0, "scope": 0}, "nor all zero"),
         ({"small": -1, "eyes": 1, "scope": 1}, "must not be negative"),
+        ({"small": "abc", "eyes": 1, "scope": 1}, "data.weights: small: 'abc': must be a number"),
+        ({"small": float("nan"), "eyes": 1, "scope": 1}, "must not be negative"),
     ],
 )
 def test_wrong_weights_are_named(weights, message, two_families):

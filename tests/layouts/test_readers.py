@@ -233,8 +233,47 @@ def test_a_folder_where_nothing_fits_says_what_is_there(folder, reader_of):
     (folder / "images.zip").write_bytes(b"PK")
     with pytest.raises(ValueError) as error:
         reader_of().items()
-    for fragment in (str(folder), "images/{id}.png", "holds images.zip, pictures", "unpack images.zip"):
+    for fragment in (
+        str(folder),
+        "images/{id}.png",
+        "the folder holds images.zip, pictures, but no folder images",
+        "unpack images.zip",
+    ):
         assert fragment in str(error.value)
+
+
+def test_a_wrong_folder_of_images_is_one_message_not_one_for_each_mask(folder, save, reader_of):
+    for name in "abc":
+        save(folder / f"data/images/{name}.png", GREY)
+        save(folder / f"data/masks/{name}.png", SQUARE.astype(np.uint8))
+    with pytest.raises(ValueError) as error:
+        reader_of(images="data/image/{id}.png", masks="data/masks/{id}.png").items()
+    assert f"{folder}/data holds images, masks, but no folder data/image; is the download" in str(error.value)
+    with pytest.raises(ValueError, match=r"no file fits images: data/images/\{id\}\.jpg .* the folder holds data; "):
+        reader_of(images="data/images/{id}.jpg", masks="data/masks/{id}.png").items()
+
+
+def test_a_pipe_is_no_image(folder, save, reader_of):
+    one_pair(folder, save, SQUARE.astype(np.uint8))
+    (folder / "images/a.png").unlink()
+    os.mkfifo(folder / "images/a.png")
+    with pytest.raises(ValueError, match=r"images/a\.png: cannot be read \(it is no file\)"):
+        reader_of().image(reader_of().item("a"))
+
+
+def test_a_name_that_is_not_utf_8_is_named(folder, save, reader_of):
+    one_pair(folder, save, SQUARE.astype(np.uint8))
+    os.rename(folder / "images/a.png", os.fsencode(folder) + b"/images/\xfc.png")
+    with pytest.raises(ValueError, match=r"images/\\xfc\.png': the name is not UTF-8; rename the file"):
+        reader_of().items()
+
+
+@pytest.mark.parametrize("place", ["SMALL_SET", "small", "data/Small_set", "SMALL"])
+def test_a_root_is_found_in_upper_and_lower_case(place, tmp_path, save, make_spec):
+    one_pair(tmp_path / place, save, SQUARE.astype(np.uint8))
+    root = {"data/Small_set": "DATA/small_set"}.get(place, "small_set")
+    reader = open_reader(make_spec(root=root), tmp_path, tmp_path / "cache")
+    assert reader.root == tmp_path / place and [item.id for item in reader.items()] == ["a"]
 
 
 def test_an_empty_folder_is_an_error(folder, reader_of):

@@ -127,7 +127,7 @@ def test_coco_files_that_are_not_right(write):
         "no key 'images'|'images'": {"categories": []},
         "same id": coco(images=coco()["images"][:1] * 2),
         "does not list": coco(categories=[]),
-        "annotations.0.: an image": coco(images=[]),
+        "annotations.0.: the file does not list its image_id 7 or category_id 26": coco(images=[]),
     }
     for reason, content in broken.items():
         with pytest.raises(ValueError, match=reason) as error:

@@ -127,6 +127,11 @@ def test_a_coco_region_that_is_not_right():
         CocoRegion("", "", {"size": [5, 5], "counts": [25]}).pixels(SIZE)
 
 
+def test_a_coordinate_of_a_damaged_file_is_said():
+    with pytest.raises(UnusableShapeError, match=r"a coordinate of 1e\+30 px"):
+        Outline("", "", ((1, 1), (1e30, 1), (5, 5))).pixels(SIZE)
+
+
 @pytest.mark.parametrize("counts", [[26, 3, 5, 3, 42], [26, 3, 5, 3, 44], [10, 20], [], "5220003", "52"])
 def test_run_lengths_that_do_not_add_up_to_the_image_are_refused(counts):
     with pytest.raises(ValueError, match=r"run lengths of \d+ px together, but the image has 80"):

@@ -133,7 +133,10 @@ def test_of_a_use_the_sets_that_are_there_are_prepared(small_set, make_spec, cap
     make_spec(name="absent_set", root="absent_set")
     (found,) = prepare(prepare_config(small_set[1], "train"), [make_spec.folder])
     assert found.name == "small"
-    assert "not there: data set 'absent_set'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\n1 of 2 data sets are not there: absent_set\n" in printed and "no folder" not in printed
+    with pytest.raises(ValueError, match=r"^data set 'absent_set': no folder"):  # asked for by its name
+        prepare(prepare_config(small_set[1], ["train", "absent_set"]), [make_spec.folder])
 
 
 def test_a_data_root_that_is_not_there_is_one_message(tmp_path):
@@ -155,6 +158,65 @@ def test_a_split_folder_that_cannot_be_written_stops_before_the_work(small_set, 
     data.splits = str(tmp_path / "file/splits")
     with pytest.raises(ValueError, match=r"data\.splits=.*file/splits: cannot write there .*set data\.splits="):
         prepare(prepare_config(data), [make_spec.folder])
+
+
+def test_the_table_counts_empty_images_and_all_together(small_set, make_spec, tmp_path, capsys):
+    for name in ("p0_00", "p0_02"):
+        save_picture(tmp_path / f"data/small/masks/{name}.png", np.zeros((40, 60), np.uint8))
+    make_spec(name="other", root="small", title="Other")
+    prepare(prepare_config(small_set[1], ["small", "other"]), [make_spec.folder])
+    head, first, _, total = (line.split("  ") for line in capsys.readouterr().out.splitlines()[:4])
+    assert [cell.strip() for cell in first if cell][1:4] == ["12", "2", "16"]
+    assert [cell.strip() for cell in total if cell] == ["total", "24", "4", "32", "20", "4", "0", "0"]
+    assert [cell.strip() for cell in head if cell][:3] == ["data set", "images", "empty"]
+
+
+def test_torn_groups_are_said_unless_the_split_is_by_group(small_set, make_spec):
+    data = small_set[1]
+    (found,) = prepare(prepare_config(data), [make_spec.folder])
+    rows = rows_of(data)
+    parts = {
+        group: {row["part_by_image"] for row in rows if row["group"] == group} for group in ("p0", "p1", "p2", "p3")
+    }
+    torn = [group for group in parts if len(parts[group]) == 2]
+    assert torn and any(
+        f"{len(torn)} of 4 groups" in line and ", ".join(torn) in line and "split.by=group" in line
+        for line in found.remarks
+    )
+    data.split.by = "group"
+    (found,) = prepare(prepare_config(data), [make_spec.folder])
+    assert not any("groups" in line for line in found.remarks)
+
+
+def test_more_instances_than_sam3_predicts_are_said(make_spec, tmp_path):
+    mask = np.zeros((60, 60), np.uint8)
+    mask[:40:2, :40:2] = 1  # 400 of one pixel, of which 200 stay
+    for name, rows in (("a", 20), ("b", 22), ("c", 40)):
+        save_picture(tmp_path / f"data/small/images/{name}.png", mask)
+        save_picture(tmp_path / f"data/small/masks/{name}.png", np.where(np.arange(60)[:, None] < rows, mask, 0))
+    make_spec(concepts={1: "cell nucleus"}, instances="components")
+    (found,) = prepare(prepare_config(data_config(tmp_path)), [make_spec.folder])
+    assert found.annotations == 200 + 220 + 400
+    (line,) = found.remarks
+    assert line.startswith("small: 2 images hold more than 200 of 'cell nucleus' (up to 400, in c)")
+
+
+def test_a_word_of_no_vocabulary_is_said_with_the_one_that_was_meant(small_set, make_spec, capsys):
+    make_spec(concepts={1: "bone tumour", 2: "frobnicated lesion"})
+    prepare(prepare_config(small_set[1]), [make_spec.folder])
+    printed = capsys.readouterr().out
+    assert "small: not in vocabulary.yaml: " in printed and "'bone tumor'" in printed
+    assert "unknown concept 'frobnicated lesion'" in printed
+    make_spec(concepts={1: "polyp", 2: "liver"})
+    (found,) = prepare(prepare_config(small_set[1]), [make_spec.folder])
+    assert found.remarks == ()
+
+
+def test_an_incomplete_download_is_the_first_thing_said(small_set, make_spec, tmp_path, capsys):
+    make_spec(name="covid_qu_ex", root="small", title="COVID-QU-Ex")
+    prepare(prepare_config(small_set[1], "covid_qu_ex"), [make_spec.folder])
+    printed = capsys.readouterr().out
+    assert "COVID-QU-Ex differs: 12 of 33,920 images are there. How the paper's numbers arise" in printed
 
 
 def test_external_sets_are_one_part(shared_realdata, tmp_path):

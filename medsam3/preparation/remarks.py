@@ -1,0 +1,46 @@
+"""What is legal in a data set, but seldom meant: words of no vocabulary, more objects than SAM3 finds, torn groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from medsam3.layouts.reader import Item
+from medsam3.messages import listed
+from medsam3.registry.spec import DatasetSpec
+from medsam3.registry.vocabulary import Vocabulary
+
+MOST_INSTANCES = 200  # SAM3 makes so many predictions for a prompt
+
+
+def unknown_words(spec: DatasetSpec, vocabulary: Vocabulary) -> list[str]:
+    """A line if concepts are no canonical names: two data sets would teach two words for one thing."""
+    problems = vocabulary.problems(spec.concept_names)
+    return [f"{spec.name}: not in {vocabulary.path.name}: {'; '.join(problems)}"] if problems else []
+
+
+def crowded_images(spec: DatasetSpec, crowded: Mapping[str, Sequence[tuple[int, str]]]) -> list[str]:
+    """A line for each concept with more instances in an image than SAM3 can find.
+
+    Args:
+        crowded: concept -> (instances, item) of each image with more than MOST_INSTANCES.
+    """
+    return [
+        f"{spec.name}: {len(images)} image{'s hold' if len(images) > 1 else ' holds'} more than {MOST_INSTANCES} of "
+        f"{concept!r} (up to {max(images)[0]}, in {max(images)[1]}); SAM3 makes {MOST_INSTANCES} predictions for a "
+        "prompt, so the others are neither learnt nor found"
+        for concept, images in crowded.items()
+    ]
+
+
+def torn_groups(spec: DatasetSpec, items: Sequence[Item], parts: Sequence[str]) -> list[str]:
+    """A line if a patient, video or volume lies in several parts."""
+    parts_of: dict[str, set[str]] = {}
+    for item, part in zip(items, parts, strict=True):
+        parts_of.setdefault(item.group, set()).add(part)
+    torn = [group for group, found in parts_of.items() if len(found) > 1]
+    if not torn:
+        return []
+    return [
+        f"{spec.name}: {len(torn)} of {len(parts_of)} groups (patients, videos, volumes) lie in both parts of the "
+        f"split by image: {listed(torn, 3)}; data.split.by=group keeps them together"
+    ]
