@@ -1,11 +1,11 @@
-"""Sam3Model as training, evaluation and prediction run it: text prompts only, every decoder layer's output, and in
-training the one-to-many branch; without a new parameter.
+"""Sam3Model as training, evaluation and prediction run it: text prompts (and, to diagnose, boxes), every decoder
+layer's output, and in training the one-to-many branch; without a new parameter.
 
 The branch (DAC in Meta's code): the decoder runs 2P queries, the P learned ones twice. In self-attention the first half
 and the presence token see each other only, and the second half passes it by; all else is shared.
 
 Shapes: I images, T distinct phrases of C tokens, Q queries (image-phrase pairs), P predictions per query, L decoder
-layers, M chosen predictions, d width, h x w mask logits.
+layers, M chosen predictions, N boxes per query, d width, h x w mask logits.
 """
 
 from __future__ import annotations
@@ -94,6 +94,14 @@ class TextFeatures:
     def of(self, text_index: Tensor) -> TextFeatures:
         """The features of each query's phrase."""
         return TextFeatures(self.tokens[text_index], self.valid[text_index])
+
+
+@dataclass
+class BoxPrompts:
+    """Boxes that show the model what is meant, all of them positive; a query may have fewer than N, or none."""
+
+    boxes: Tensor  # [Q, N, 4] cxcywh in 0..1
+    valid: Tensor  # [Q, N] bool; False: padding
 
 
 class TextDetector(nn.Module):
@@ -185,18 +193,38 @@ class TextDetector(nn.Module):
             token = layer(prompt_feats=token, vision_feats=image, vision_pos_encoding=where, prompt_mask=None)
         return geometry.output_layer_norm(token)
 
+    def _box_tokens(self, features: ImageFeatures, prompts: BoxPrompts) -> tuple[Tensor, Tensor]:
+        """What the geometry encoder makes of boxes: tokens [Q, N + 1, d] and which of them are valid [Q, N + 1]."""
+        encoded = self.sam3.geometry_encoder(
+            box_embeddings=prompts.boxes,
+            box_mask=prompts.valid,
+            box_labels=prompts.valid.long(),  # 1: positive
+            img_feats=features.levels,
+            img_pos_embeds=(features.position,),
+        )
+        return encoded.last_hidden_state, encoded.attention_mask
+
     def detect(
-        self, features: ImageFeatures, image_index: Tensor, texts: TextFeatures, text_index: Tensor | None = None
+        self,
+        features: ImageFeatures,
+        image_index: Tensor,
+        texts: TextFeatures,
+        text_index: Tensor | None = None,
+        box_prompts: BoxPrompts | None = None,
     ) -> DetectorOutput:
         """All that follows the encoders.
 
         Args:
             image_index: [Q], the image of each query.
             text_index: [Q], the phrase of each query; None: as many phrases as queries, in their order.
+            box_prompts: beside the text; SAM3 has the text "visual" where the boxes alone are to tell what is meant.
         """
         features, texts = features.of(image_index), texts if text_index is None else texts.of(text_index)
-        prompt = torch.cat([texts.tokens, features.token], dim=1)  # [Q, C + 1, d]
-        mask = F.pad(texts.valid, (0, 1), value=True)[:, None, None]  # [Q, 1, 1, C + 1], see encode_texts
+        tokens, valid = features.token, torch.ones_like(texts.valid[:, :1])
+        if box_prompts is not None:
+            tokens, valid = self._box_tokens(features, box_prompts)
+        prompt = torch.cat([texts.tokens, tokens], dim=1)  # [Q, C + 1, d], with boxes [Q, C + N + 1, d]
+        mask = torch.cat([texts.valid, valid], dim=1)[:, None, None]  # [Q, 1, 1, ...], see encode_texts
         memory, position = self._encode(features, prompt, mask)
         grid = features.levels[-1].shape[-2:]
         hidden, references, presence = self._decode(memory, position, grid, prompt, mask)

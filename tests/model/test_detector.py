@@ -13,7 +13,7 @@ from transformers import Sam3Config, Sam3Model
 
 from medsam3.checkpoints.conversion import convert_meta_to_transformers
 from medsam3.data.batch import Targets
-from medsam3.model.detector import DetectorOutput, TextDetector
+from medsam3.model.detector import BoxPrompts, DetectorOutput, TextDetector
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.load import load_sam3
 from medsam3.training.losses import SetPredictionLoss
@@ -60,6 +60,31 @@ def test_in_eval_mode_it_equals_sam3model_with_one_padded_box(tiny, inputs):
     assert largest_difference(ours.presence[-1, :, None], theirs.presence_logits) < 1e-6
     assert largest_difference(ours.semantic[:, None], theirs.semantic_seg) < 1e-6
     assert ours.one_to_many is None
+
+
+def test_with_boxes_it_equals_sam3model_with_boxes(tiny, inputs):
+    pixels, image_index, ids, mask = inputs
+    boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.3], [0.7, 0.6, 0.5, 0.2]], [[0.5, 0.5, 1.0, 1.0], [0, 0, 0, 0]]])
+    boxes = torch.cat([boxes, torch.zeros(1, 2, 4)])
+    valid = torch.tensor([[True, True], [True, False], [False, False]])  # the last query: text alone, as without boxes
+    tiny.eval()
+    with torch.no_grad():
+        texts, features = tiny.encode_texts(ids, mask), tiny.encode_images(pixels)
+        ours = tiny.detect(features, image_index, texts, box_prompts=BoxPrompts(boxes, valid))
+        text_only = tiny(*inputs)
+        theirs = tiny.sam3(
+            pixel_values=pixels[image_index],
+            input_ids=ids,
+            attention_mask=mask,
+            input_boxes=boxes,
+            input_boxes_labels=torch.where(valid, 1, -10),
+        )
+    assert largest_difference(ours.one_to_one.logits[-1], theirs.pred_logits) < 1e-5
+    assert largest_difference(ours.one_to_one.masks, theirs.pred_masks) < 1e-5
+    assert largest_difference(ours.presence[-1, :, None], theirs.presence_logits) < 1e-5
+    assert largest_difference(ours.semantic[:, None], theirs.semantic_seg) < 1e-5
+    moved = (ours.one_to_one.logits[-1] - text_only.one_to_one.logits[-1]).abs().amax(dim=1)
+    assert moved[:2].min() > 1e-3 and moved[2] < 1e-5
 
 
 def test_the_vision_encoder_sees_each_image_once_however_many_queries(tiny, inputs):
