@@ -66,7 +66,11 @@ def run_tests(folder: Path, tests: tuple[str, ...], log: Path) -> None:
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)  # for the processes that tests start
     sys.path[:0] = [str(folder)]
-    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}.tmp", *tests]))
+    for which in ("not slow", "slow"):  # the slow ones only where the others find nothing
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}.tmp", "-m", which, *tests])
+        if status not in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
+            os._exit(status)
+    os._exit(0)
 
 
 def outcome(tests: tuple[str, ...], mutant: Mutant | None, log: Path) -> str:
