@@ -57,25 +57,29 @@ def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> 
     named = {config.datasets} if isinstance(config.datasets, str) else set(config.datasets)
     summaries: list[Summary] = []
     errors: list[str] = []
-    missing: dict[str, str] = {}
+    missing: list[str] = []  # of a use
     for spec in specs.values():
         try:
             summaries.append(prepare_dataset(spec, config))
         except NotFoundError as error:
             if spec.name in named:
                 errors.append(f"{error}{where_to_get(spec)}")
-            missing[spec.name] = f"{error}{where_to_get(spec)}"
+            else:
+                missing.append(spec.name)
         except ValueError as error:
             errors.append(str(error))
     if summaries:
         print(summary_table(summaries))
         print(f"Split files and lists of exclusions lie in {config.data.splits}")
-    of_a_use = [name for name in missing if name not in named]
-    if of_a_use and summaries:
-        print(f"{len(of_a_use)} of {len(specs)} data sets are not there: {', '.join(of_a_use)}")
-        print(f"Where they come from: python scripts/get_data.py datasets=[{','.join(of_a_use)}]")
-    elif not summaries:
-        errors = [*missing.values(), *(error for error in errors if error not in missing.values())]
+    if missing:
+        line = (
+            f"{len(missing)} of {len(specs)} data sets are not in {config.data.root}: {', '.join(missing)}\n"
+            f"Where they come from: python scripts/get_data.py datasets=[{','.join(missing)}]"
+        )
+        if summaries:
+            print(line)
+        else:
+            errors.insert(0, line)
     if errors:
         raise ValueError("\n\n".join(dict.fromkeys(errors)))
     return summaries

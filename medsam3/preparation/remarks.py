@@ -33,10 +33,11 @@ def crowded_images(spec: DatasetSpec, crowded: Mapping[str, Sequence[tuple[int, 
 
 
 def torn_groups(spec: DatasetSpec, items: Sequence[Item], parts: Sequence[str]) -> list[str]:
-    """A line if a patient, video or volume lies in several parts."""
+    """A line if a patient, video or volume lies in several parts that were drawn (and not fixed by the data set)."""
     parts_of: dict[str, set[str]] = {}
     for item, part in zip(items, parts, strict=True):
-        parts_of.setdefault(item.group, set()).add(part)
+        if item.part is None:
+            parts_of.setdefault(item.group, set()).add(part)
     torn = [group for group, found in parts_of.items() if len(found) > 1]
     if not torn:
         return []

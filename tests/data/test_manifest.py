@@ -52,6 +52,7 @@ def test_the_validation_images_are_the_first_in_hash_order():
         (5, 0.85, 1),
         (10, 0.85, 2),
         (20, 0.85, 3),
+        (15, 0.9, 2),  # 1.5 exactly, which a float of 1 - 0.9 falls short of
         (30, 0.85, 5),
         (1000, 0.85, 150),
         (3, 0.1, 2),

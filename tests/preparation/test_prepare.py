@@ -128,15 +128,24 @@ def test_one_broken_set_does_not_keep_others_from_being_prepared(small_set, make
     assert len(rows_of(small_set[1])) == 24
 
 
-def test_of_a_use_the_sets_that_are_there_are_prepared(small_set, make_spec, capsys, monkeypatch):
+def test_of_a_use_the_sets_that_are_there_are_prepared(small_set, make_spec, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("medsam3.registry.spec.PAPER", {"small", "absent_set"})
     make_spec(name="absent_set", root="absent_set")
     (found,) = prepare(prepare_config(small_set[1], "train"), [make_spec.folder])
     assert found.name == "small"
     printed = capsys.readouterr().out
-    assert "\n1 of 2 data sets are not there: absent_set\n" in printed and "no folder" not in printed
+    assert f"\n1 of 2 data sets are not in {tmp_path}/data: absent_set\nWhere they come from: " in printed
+    assert "no folder" not in printed
     with pytest.raises(ValueError, match=r"^data set 'absent_set': no folder"):  # asked for by its name
         prepare(prepare_config(small_set[1], ["train", "absent_set"]), [make_spec.folder])
+
+
+def test_of_a_use_of_which_nothing_is_there_one_line_is_said(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(
+        ValueError, match=r"^7 of 7 data sets are not in .*data: chase_db1, [a-z0-9_, ]*\nWhere [^\n]*$"
+    ):
+        prepare(prepare_config(data_config(tmp_path), "external"))
 
 
 def test_a_data_root_that_is_not_there_is_one_message(tmp_path):
@@ -237,6 +246,7 @@ def test_drive_against_table_1(shared_realdata, tmp_path, capsys):
 
 def test_the_command_prepares_the_template_and_writes_nothing_else(tmp_path):
     done = run_script("prepare_data.py", "datasets=mni152", "workers=2", cwd=tmp_path)
+    assert "groups" not in done.stdout  # the data set itself says which slices of the one volume are which part
     assert "MNI152" in done.stdout and "342" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data_manifests"]
     assert not any("partial" in path.name for path in tmp_path.rglob("*"))
