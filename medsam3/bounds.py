@@ -63,6 +63,8 @@ RANGES: dict[str, Range] = {
     "prediction.queries_per_pass": POSITIVE,
     "evaluation.images": POSITIVE,
     "evaluation.overlays": NOT_NEGATIVE,
+    "box_noise": NOT_NEGATIVE,
+    "box_noise_max_px": POSITIVE,
     "max_distance": BITS,
     "export_id": NNUNET_ID,
     "attempts": POSITIVE,

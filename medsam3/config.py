@@ -201,6 +201,7 @@ class EvaluationConfig:
     ask: str = MISSING  # present (paper: only what is in the image) | all (also what was looked for and is not there)
     images: int | None = MISSING  # images per data set; null: all
     overlays: int = MISSING  # pictures per data set
+    save_masks: bool = MISSING  # every mask as a PNG file (evaluate.py)
     workers: int = MISSING
 
 
@@ -263,6 +264,10 @@ class TrainConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     split: Any = MISSING  # internal | external | train | val, or a list of data set names
     checkpoint: str = MISSING
+    predictions: str | None = MISSING  # a folder of masks to score instead of a checkpoint, see mask_files.py
+    prompt: str = MISSING  # text | box | noisy_box | text_box; boxes of the truth tell how much of a score they are
+    box_noise: float = MISSING  # standard deviation of each edge of a noisy box, as a fraction of the box's side
+    box_noise_max_px: float = MISSING  # no edge moves further
     baseline: str | None = MISSING  # results.json of another checkpoint, shown beside this one
     image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
     bf16: bool = MISSING
@@ -316,6 +321,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "data.prompts": ("canonical", "paper"),
     "data.split.by": ("image", "group"),
     "evaluation.ask": ("present", "all"),
+    "prompt": ("text", "box", "noisy_box", "text_box"),
     "wandb.mode": ("auto", "online", "offline", "off"),
 }
 
@@ -381,9 +387,16 @@ def check(config: Any) -> None:
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
     if isinstance(config, TrainConfig):
         _check_training(config)
+    if isinstance(config, EvaluateConfig) and config.prompt != "text":
+        if config.evaluation.ask != "present":
+            raise ValueError(f"prompt={config.prompt}: needs evaluation.ask=present, as what is not there has no box")
+        if config.predictions is not None:
+            raise ValueError(f"prompt={config.prompt} with predictions={config.predictions}: files are asked nothing")
 
 
 def _check_training(config: TrainConfig) -> None:
+    if config.evaluation.save_masks:
+        raise ValueError("evaluation.save_masks=true: evaluate.py writes masks, training does not")
     weights = config.data.weights
     numbers = isinstance(weights, dict) and all(isinstance(value, int | float) for value in weights.values())
     if not numbers and weights not in ("size", "sqrt", "uniform"):

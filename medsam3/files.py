@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,3 +82,14 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def case_names(items: Sequence[str]) -> dict[str, str]:
+    """File names for item ids, which may hold slashes. Raises a ValueError if two become the same."""
+    names = {item: "".join(c if c.isalnum() or c in "-_." else "_" for c in item) for item in items}
+    if len(set(names.values())) < len(names):
+        first: dict[str, str] = {}
+        for item, name in names.items():
+            if first.setdefault(name, item) != item:
+                raise ValueError(f"items {first[name]!r} and {item!r} would have the same file name {name!r}")
+    return names

@@ -19,12 +19,14 @@ from medsam3 import distributed
 from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.answers import Answers, Boxes
 from medsam3.evaluation.findings import Evaluation, Finding, Journal, merge
+from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.metrics import METRICS, Comparison, dice, measure
 from medsam3.evaluation.pictures import overlay
 from medsam3.evaluation.scores import QueryResult
 from medsam3.layouts.instances import Instances, Mask
-from medsam3.prediction.image import ImagePredictor, Prediction
+from medsam3.prediction.image import Prediction
 
 MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
 
@@ -35,12 +37,13 @@ class Truth:
 
     mask: Mask  # [H, W], the union of its instances
     ceiling: float  # Dice of its largest instance with the union
+    boxes: Boxes  # of its instances
 
     @classmethod
     def of(cls, instances: Instances) -> Truth:
         mask = instances.union()
         largest, total = int(instances.areas_px.max(initial=0)), int(np.count_nonzero(mask))
-        return cls(mask, 2 * largest / (largest + total) if total else 1.0)
+        return cls(mask, 2 * largest / (largest + total) if total else 1.0, instances.boxes_cxcywh)
 
 
 class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Truth]]]):
@@ -93,17 +96,20 @@ def asked_images(corpus: Corpus, parts: Mapping[str, str], config: EvaluationCon
 
 
 def run_evaluation(
-    predictor: ImagePredictor,
+    answers: Answers,
     corpus: Corpus,
     asked: Mapping[str, list[ImageRows]],
     config: EvaluationConfig,
     journal: Journal | None = None,
+    writer: MaskWriter | None = None,
 ) -> Evaluation:
-    """Ask the model for concepts in images, see `concepts_asked`.
+    """Ask for concepts in images, see `concepts_asked`.
 
     Args:
+        answers: a model's, or read from files.
         asked: data set -> images, see `asked_images`.
         journal: keeps what is found; images that it holds already are not done again (but those that are pictured).
+        writer: keeps the masks.
 
     Returns:
         The findings of all ranks, the same on every rank.
@@ -119,7 +125,9 @@ def run_evaluation(
     findings: list[Finding] = []
     overlays: dict[str, Image.Image] = {}
     for rows, image, truth in tqdm(loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2):
-        predictions = _predict(predictor, corpus, rows, image, list(truth))
+        predictions = answers(rows, image, {concept: own.boxes for concept, own in truth.items()})
+        if writer:
+            writer.write(rows, predictions)
         findings.append(_finding(corpus, rows, predictions, truth))
         if journal:
             journal.add(findings[-1])
@@ -140,16 +148,6 @@ def _evenly(images: list[ImageRows], count: int | None) -> list[ImageRows]:
     if count is None or count >= len(images):
         return images
     return [images[i * len(images) // count] for i in range(count)]
-
-
-def _predict(
-    predictor: ImagePredictor, corpus: Corpus, rows: ImageRows, image: np.ndarray, concepts: list[str]
-) -> list[Prediction]:
-    prompts = [corpus.prompt(rows.dataset, concept) for concept in concepts]
-    try:
-        return predictor.predict(image, concepts, corpus.exclusive(rows.dataset), prompts)
-    except ValueError as error:
-        raise ValueError(f"{rows.dataset}/{rows.item}: {error}") from error
 
 
 def _finding(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-import torch
-
 from medsam3 import distributed
-from medsam3.checkpoints.weights import weights_hash
 from medsam3.config import EvaluateConfig
 from medsam3.data.corpus import open_corpus
 from medsam3.data.manifest import split_file
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.findings import Evaluation, Journal
-from medsam3.evaluation.honesty import refuse_training_rows, training_record
+from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.question import Question, Rows, rows_asked
+from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.tables import (
     prompt_table,
     read_baseline,
@@ -23,15 +22,15 @@ from medsam3.evaluation.tables import (
     rule_tables,
 )
 from medsam3.files import writable_folder, write_text
-from medsam3.model.detector import TextDetector
-from medsam3.model.load import LoadedModel, load_sam3, local_checkpoint
-from medsam3.prediction.image import ImagePredictor
 from medsam3.registry.spec import load_specs
 from medsam3.versions import code_version, package_versions
 
+MASK_FOLDER = "masks"
+
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Measure a checkpoint on a split and write results.csv, results.json, table.md, prompts.md and overlays/.
+    """Measure a checkpoint, or masks from files, on a split and write results.csv, results.json, table.md, prompts.md,
+    overlays/ and, with evaluation.save_masks, masks/.
 
     Raises:
         ValueError: unknown split, no prepared data set, a checkpoint that cannot be loaded or that was trained on the
@@ -44,30 +43,25 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         parts, missing = _parts_of_split(config)
         corpus = open_corpus(config.data, list(parts))
         asked = asked_images(corpus, parts, config.evaluation)
-        path = local_checkpoint(config.checkpoint)
-        record = training_record(path) if path else None
-        if record is not None and not config.allow_training_rows:
-            refuse_training_rows(config.checkpoint, record, corpus, parts, asked)
-        torch.manual_seed(config.seed)  # the weights of `tiny`
-        loaded = load_sam3(config.checkpoint, config.image_size)
-        question = _question(config, loaded, rows_asked(corpus, parts, asked, config.evaluation.ask), device)
+        source = open_source(config, corpus, parts, asked, device)
+        question = _question(config, source, rows_asked(corpus, parts, asked, config.evaluation.ask))
         differences = baseline.differences(question) if baseline else []
         say = print if distributed.is_main() else lambda *_: None
-        say(f"model    {loaded.report}")
-        if loaded.image_size != loaded.own_image_size:
-            say(
-                f"WARNING  image_size={loaded.image_size}: the checkpoint was trained at {loaded.own_image_size} px; "
-                "expect lower scores (image_size=null takes its own)"
-            )
+        for line in source.report:
+            say(line)
         say(f"data     {corpus.describe()}")
         for name in missing:
             say(f"missing  {name}: not prepared, left out (python scripts/prepare_data.py datasets={name})")
-        detector = TextDetector(loaded.model).to(device)
-        predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, config.prediction, config.bf16)
-        journal = Journal(folder / "unfinished", question.line())
+        journal = Journal(folder / "unfinished", f"{question.line()} save_masks={config.evaluation.save_masks}")
         if journal.finished:
             say(f"resumes  {len(journal.finished)} images are done already")
-        evaluation = run_evaluation(predictor, corpus, asked, config.evaluation, journal)
+        elif distributed.is_main():
+            shutil.rmtree(folder / MASK_FOLDER, ignore_errors=True)  # of an earlier evaluation
+        distributed.barrier()
+        writer = None
+        if config.evaluation.save_masks:
+            writer = MaskWriter(folder / MASK_FOLDER, corpus, parts, config.prediction.resolve_overlaps)
+        evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer)
         if distributed.is_main():
             titles = {name: spec.title for name, spec in corpus.specs.items()}
             table = rule_tables(evaluation.scores, titles, baseline.scores if baseline else None)
@@ -81,16 +75,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         return evaluation
 
 
-def _question(config: EvaluateConfig, loaded: LoadedModel, rows: dict[str, Rows], device: torch.device) -> Question:
+def _question(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> Question:
+    facts = {name: value for name, value in vars(source).items() if name not in ("answers", "report")}
     return Question(
-        checkpoint=config.checkpoint,
-        weights_sha256=weights_hash(loaded.model),
-        image_size=loaded.image_size,
-        own_image_size=loaded.own_image_size,
-        prediction=config.prediction,
+        **facts,
         prompts=config.data.prompts,
         ask=config.evaluation.ask,
-        precision="bfloat16" if config.bf16 and device.type == "cuda" else "float32",
         seed=config.seed,
         training_rows_allowed=config.allow_training_rows,
         code=code_version(),

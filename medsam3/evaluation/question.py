@@ -33,12 +33,14 @@ class Question:
 
     checkpoint: str
     weights_sha256: str
-    image_size: int  # px
-    own_image_size: int  # what the checkpoint was trained at, px
+    image_size: int | None  # px; None: masks from files
+    own_image_size: int | None  # what the checkpoint was trained at, px
     prediction: PredictionConfig
+    prompt: str  # text | box | noisy_box | text_box (evaluation/answers.py), or masks: from files
+    box_noise: str | None  # of noisy_box
     prompts: str  # canonical | paper
     ask: str  # present | all
-    precision: str  # float32 | bfloat16
+    precision: str | None  # float32 | bfloat16
     seed: int
     training_rows_allowed: bool
     code: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from medsam3.config import PredictionConfig
 from medsam3.data.transforms import image_to_tensor
 from medsam3.layouts.instances import Mask
 from medsam3.messages import listed
-from medsam3.model.detector import DetectorOutput, TextDetector, TextFeatures
+from medsam3.model.detector import BoxPrompts, DetectorOutput, TextDetector, TextFeatures
 from medsam3.model.tokenizer import ConceptTokenizer
 from medsam3.prediction.overlaps import Overlaps
 from medsam3.prediction.rules import RULES, SEMANTIC, Choice, Heads
@@ -84,7 +85,12 @@ class ImagePredictor:
 
     @torch.inference_mode()
     def predict(
-        self, image: np.ndarray, concepts: Sequence[str], exclusive: Sequence[str] = (), prompts: Sequence[str] = ()
+        self,
+        image: np.ndarray,
+        concepts: Sequence[str],
+        exclusive: Sequence[str] = (),
+        prompts: Sequence[str] = (),
+        boxes: Sequence[np.ndarray] = (),
     ) -> list[Prediction]:
         """Masks of an image at its own size.
 
@@ -93,6 +99,7 @@ class ImagePredictor:
             concepts: what to look for.
             exclusive: those of the concepts that may not overlap; a disputed pixel goes to the highest confidence.
             prompts: the words to use for each concept, where they differ from its name.
+            boxes: to show the model beside the words, for each concept [N, 4] cxcywh in 0..1; empty: none.
 
         Returns:
             One prediction per concept, in their order.
@@ -100,7 +107,7 @@ class ImagePredictor:
         Raises:
             ValueError: the model answers with scores or masks that are not finite.
         """
-        queries = list(self._queries(image, list(prompts) or list(concepts)))
+        queries = list(self._queries(image, list(prompts) or list(concepts), boxes))
         answers: list[dict[str, Answer]] = [{} for _ in concepts]
         places = {place for place, concept in enumerate(concepts) if concept in exclusive}
         for rule in self.config.rules:
@@ -112,7 +119,7 @@ class ImagePredictor:
             for concept, query, found in zip(concepts, queries, answers, strict=True)
         ]
 
-    def _queries(self, image: np.ndarray, prompts: list[str]) -> Iterator[_Query]:
+    def _queries(self, image: np.ndarray, prompts: list[str], boxes: Sequence[np.ndarray]) -> Iterator[_Query]:
         """Run the detector, `queries_per_pass` prompts at a time."""
         was_training = self.detector.training
         self.detector.eval()
@@ -121,9 +128,12 @@ class ImagePredictor:
                 pixels = image_to_tensor(image, self.image_size)[None]
                 features = self.detector.encode_images(pixels.to(self.device))
                 for start in range(0, len(prompts), self.config.queries_per_pass):
-                    asked = prompts[start : start + self.config.queries_per_pass]
+                    part = slice(start, start + self.config.queries_per_pass)
+                    asked = prompts[part]
                     image_index = torch.zeros(len(asked), dtype=torch.long, device=self.device)
-                    yield from self._chosen(self.detector.detect(features, image_index, self._encoded(asked)), asked)
+                    inputs: dict[str, Any] = {"box_prompts": _padded(boxes[part], self.device)} if boxes else {}
+                    output = self.detector.detect(features, image_index, self._encoded(asked), **inputs)
+                    yield from self._chosen(output, asked)
         finally:
             self.detector.train(was_training)
 
@@ -192,6 +202,16 @@ def _laid_over(
             weights = torch.tensor(choice.confidences[part], device=device)
             confidence = torch.maximum(confidence, (resized.sigmoid() * weights[:, None, None]).amax(dim=0))
     return mask, confidence
+
+
+def _padded(boxes: Sequence[np.ndarray], device: torch.device) -> BoxPrompts:
+    """Boxes of several queries, [N, 4] each, as one tensor."""
+    padded = torch.zeros(len(boxes), max(1, *(len(own) for own in boxes)), 4)
+    valid = torch.zeros(padded.shape[:2], dtype=torch.bool)
+    for q, own in enumerate(boxes):
+        padded[q, : len(own)] = torch.from_numpy(own)
+        valid[q, : len(own)] = True
+    return BoxPrompts(padded.to(device), valid.to(device))
 
 
 def _refuse_not_finite(finite: Iterable[bool], prompts: Sequence[str]) -> None:

@@ -59,4 +59,5 @@ RULE_WORDS = {
     "top1": "the mask of the highest score (paper, section 4.2)",
     "union": "all instance masks above a score",
     "semantic": "the semantic head's mask, if the concept is present",
+    "masks": "masks that came as files",
 }

@@ -24,7 +24,7 @@ from PIL import Image
 
 from medsam3.config import PrepareConfig
 from medsam3.data.corpus import Corpus, open_corpus
-from medsam3.files import new_file, writable_folder, write_text
+from medsam3.files import case_names, new_file, writable_folder, write_text
 from medsam3.layouts.reader import Reader
 from medsam3.messages import listed, one_of
 from medsam3.preparation.parallel import each
@@ -131,17 +131,6 @@ def coding_of(sets: Iterable[int], concepts: Sequence[str], name: str) -> Coding
         values = sorted({value_of[s] for s in found if s >> i & 1}) or [n]
         labels[concepts[i]] = values if len(values) > 1 else values[0]
     return Coding(ordered, value_of, labels, list(range(1, len(bits) + 1)))
-
-
-def case_names(items: Sequence[str]) -> dict[str, str]:
-    """File names for item ids, which may hold slashes. Raises a ValueError if two become the same."""
-    names = {item: "".join(c if c.isalnum() or c in "-_." else "_" for c in item) for item in items}
-    if len(set(names.values())) < len(names):
-        first: dict[str, str] = {}
-        for item, name in names.items():
-            if first.setdefault(name, item) != item:
-                raise ValueError(f"items {first[name]!r} and {item!r} would have the same file name {name!r}")
-    return names
 
 
 def _pixel_sets(reader: Reader, item_id: str, concepts: Sequence[str]) -> NDArray[np.int64]:

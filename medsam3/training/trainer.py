@@ -28,6 +28,7 @@ from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.prompts import KINDS, PromptDraw
 from medsam3.data.sampler import ImageSampler
+from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.honesty import training_images
 from medsam3.evaluation.metrics import METRICS
@@ -224,7 +225,7 @@ def _validate(run: Run) -> None:
         run.detector, run.loaded.tokenizer, run.config.model.image_size, run.config.prediction, run.config.trainer.bf16
     )
     asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), run.config.evaluation)
-    evaluation = run_evaluation(predictor, run.corpus, asked, run.config.evaluation)
+    evaluation = run_evaluation(ModelAnswers(predictor, run.corpus), run.corpus, asked, run.config.evaluation)
     mean = mean_score(evaluation.main_scores)
     values = {f"validation/{metric}": value for metric, value in mean.values.items()}
     for name, score in evaluation.main_scores.items():

@@ -14,7 +14,7 @@ from medsam3.evaluation.evaluator import asked_images
 from medsam3.evaluation.honesty import TrainingRecord, refuse_training_rows, training_images, training_record
 from medsam3.preparation.prepare import prepare
 
-ALL = EvaluationConfig(ask="present", images=None, overlays=0, workers=0)
+ALL = EvaluationConfig(ask="present", images=None, overlays=0, save_masks=False, workers=0)
 
 
 @pytest.fixture

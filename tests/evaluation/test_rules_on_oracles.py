@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medsam3.config import DataConfig, EvaluationConfig, PredictionConfig
 from medsam3.data.corpus import Corpus, open_corpus
+from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.findings import Journal
 from medsam3.layouts.instances import Instances
@@ -31,7 +32,7 @@ CONFIG = PredictionConfig(
     resolve_overlaps=True,
     queries_per_pass=2,
 )
-ALL = EvaluationConfig(ask="all", images=None, overlays=0, workers=0)
+ALL = EvaluationConfig(ask="all", images=None, overlays=0, save_masks=False, workers=0)
 
 
 class OracleDetector(nn.Module):
@@ -84,7 +85,9 @@ class Oracle(ImagePredictor):
 
 
 def scores_of(corpus: Corpus, name: str, part: str = "all"):
-    return run_evaluation(Oracle(corpus, name), corpus, asked_images(corpus, {name: part}, ALL), ALL)
+    return run_evaluation(
+        ModelAnswers(Oracle(corpus, name), corpus), corpus, asked_images(corpus, {name: part}, ALL), ALL
+    )
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ def test_a_perfect_model_leaves_what_is_not_there_alone(corpus):
 def test_only_what_is_there_is_asked_where_the_paper_is_followed(corpus):
     present = dataclasses.replace(ALL, ask="present")
     evaluation = run_evaluation(
-        Oracle(corpus, "small"), corpus, asked_images(corpus, {"small": "all"}, present), present
+        ModelAnswers(Oracle(corpus, "small"), corpus), corpus, asked_images(corpus, {"small": "all"}, present), present
     )
     score = evaluation.scores["union"]["small"]
     assert (score.queries, score.absent, score.images, score.answered) == (3, 0, 2, None)
@@ -157,7 +160,7 @@ def interrupted(corpus: Corpus, folder, question: str, after: int) -> list[str]:
     asked = asked_images(corpus, {"small": "all"}, ALL)
     journal = Journal(folder, question)
     try:
-        evaluation = run_evaluation(Watched(corpus, "small"), corpus, asked, ALL, journal)
+        evaluation = run_evaluation(ModelAnswers(Watched(corpus, "small"), corpus), corpus, asked, ALL, journal)
         journal.discard()
         assert evaluation.results == scores_of(corpus, "small").results
     except KeyboardInterrupt:

@@ -85,6 +85,8 @@ QUESTION = Question(
         resolve_overlaps=True,
         queries_per_pass=8,
     ),
+    prompt="text",
+    box_noise=None,
     prompts="canonical",
     ask="present",
     precision="float32",

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from medsam3.data.corpus import open_corpus
-from medsam3.preparation.export import case_names, coding_of, export_nnunet
+from medsam3.files import case_names
+from medsam3.preparation.export import coding_of, export_nnunet
 from medsam3.preparation.prepare import prepare
 from tests.conftest import prepare_config
 
