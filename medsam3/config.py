@@ -394,7 +394,7 @@ def check(config: Any) -> None:
     if isinstance(config, EvaluateConfig) and config.evaluation.concepts == "paper":
         if config.predictions is not None or config.evaluation.save_masks:
             raise ValueError(
-                "evaluation.concepts=paper: mask files hold our concepts, so neither predictions nor save_masks go with it"
+                "evaluation.concepts=paper: mask files hold our concepts, so leave out predictions and save_masks"
             )
     if isinstance(config, EvaluateConfig) and config.prompt != "text":
         if config.evaluation.ask != "present":
