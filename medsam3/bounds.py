@@ -56,8 +56,10 @@ RANGES: dict[str, Range] = {
     "optim.weight_decay": BELOW_1,
     "optim.betas": BELOW_1,
     "optim.clip_norm": POSITIVE,
-    "optim.schedule.timescale_steps": POSITIVE,
+    "optim.reference_batch": POSITIVE,
+    "optim.schedule.timescale": POSITIVE,
     "optim.schedule.*": NOT_NEGATIVE,
+    "trainer.average_decay": INSIDE,
     "trainer.*": POSITIVE,
     "prediction.*_threshold": FRACTION,
     "prediction.queries_per_pass": POSITIVE,
@@ -70,6 +72,7 @@ RANGES: dict[str, Range] = {
     "attempts": POSITIVE,
     "wait_s": NOT_NEGATIVE,
     "timeout_s": POSITIVE,
+    "export_id": Range("from 1 to 999", lambda value: 1 <= value <= 999),
     "*workers": NOT_NEGATIVE,
 }
 

@@ -108,11 +108,11 @@ class LearningRates:
 
 @dataclass
 class ScheduleConfig:
-    """Linear warm-up, inverse square root decay, linear cool-down; all in optimizer steps."""
+    """Linear warm-up, inverse square root decay, linear cool-down; in optimizer steps or, below 1, in runs."""
 
-    warmup_steps: int = MISSING
-    timescale_steps: int = MISSING
-    cooldown_steps: int = MISSING
+    warmup: float = MISSING
+    timescale: float = MISSING
+    cooldown: float = MISSING
     constant_parts: list[str] = MISSING  # parts of LearningRates that keep their rate
 
 
@@ -124,6 +124,7 @@ class OptimConfig:
     weight_decay: float = MISSING
     betas: list[float] = MISSING
     clip_norm: float = MISSING
+    reference_batch: int | None = MISSING  # images of a step that lr is for, x sqrt(images / these); null: any
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
@@ -227,7 +228,10 @@ class TrainerConfig:
     max_steps: int | None = MISSING  # stop after so many optimizer steps
     max_skipped_steps: int = MISSING  # steps in a row without a finite loss and gradient before the run stops
     log_every_steps: int = MISSING
-    save_every_steps: int | None = MISSING  # extra `last` checkpoints within an epoch
+    save_every_steps: int | None = MISSING  # states of `last` within an epoch
+    keep_states: int = MISSING  # of the newest states, this many stay
+    timeout_minutes: float = MISSING  # without a step, before a hanging rank ends the run
+    average_decay: float | None = MISSING  # of the averaged weights; null: none
 
 
 @dataclass

@@ -12,14 +12,8 @@ from transformers import Sam3Config, Sam3Model
 
 from medsam3.config import LearningRates, OptimConfig, ScheduleConfig
 from medsam3.model.load import load_sam3
-from medsam3.training.optim import (
-    PARTS,
-    build_optimizer,
-    layer_multiplier,
-    learning_rate_factor,
-    part_of,
-    set_learning_rates,
-)
+from medsam3.training.optim import PARTS, build_optimizer, layer_multiplier, part_of
+from medsam3.training.schedule import learning_rate_factor, set_learning_rates
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PAPER = LearningRates(
@@ -31,8 +25,8 @@ META = LearningRates(
 
 
 def config(lr: LearningRates, decay: float, weight_decay: float, depth: int | None = None) -> OptimConfig:
-    schedule = ScheduleConfig(warmup_steps=100, timescale_steps=10, cooldown_steps=50, constant_parts=["encoder"])
-    return OptimConfig(lr, decay, depth, weight_decay, [0.9, 0.999], 0.1, schedule)
+    schedule = ScheduleConfig(warmup=100, timescale=10, cooldown=50, constant_parts=["encoder"])
+    return OptimConfig(lr, decay, depth, weight_decay, [0.9, 0.999], 0.1, None, schedule)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +132,7 @@ def test_schedule_equals_metas():
 
 
 def test_schedule_of_the_configuration_by_hand():
-    schedule = ScheduleConfig(warmup_steps=100, timescale_steps=10, cooldown_steps=50, constant_parts=[])
+    schedule = ScheduleConfig(warmup=100, timescale=10, cooldown=50, constant_parts=[])
     assert learning_rate_factor(0, 1000, schedule) == 0.0
     assert learning_rate_factor(50, 1000, schedule) == 0.5
     assert learning_rate_factor(100, 1000, schedule) == 1.0
