@@ -33,6 +33,7 @@ RANGES: dict[str, Range] = {
     "data.split.seed": SEED,
     "model.image_size": SIDE_PX,
     "image_size": SIDE_PX,
+    "model.regularisation.*": BELOW_1,
     "data.split.train_fraction": INSIDE,
     "data.absent_concepts": NOT_NEGATIVE,
     "data.hard_negatives": NOT_NEGATIVE,

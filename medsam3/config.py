@@ -22,12 +22,22 @@ _ABSENT = object()
 
 
 @dataclass
+class RegularisationConfig:
+    """Rates of Meta's training that transformers' model lacks: see model/regularisation.py."""
+
+    stochastic_depth: float = MISSING  # of the last ViT layer; rises from 0 in the first
+    attention_dropout: float = MISSING
+    feed_forward_dropout: float = MISSING
+
+
+@dataclass
 class ModelConfig:
     checkpoint: str = MISSING  # hub id, folder, checkpoint file, or "tiny" (random weights)
     image_size: int = MISSING  # side of the square model input, px
     activation_checkpointing: str = MISSING  # none | vision | all: what the backward pass computes anew
     compile: str = MISSING  # auto | none | vision | all: what torch.compile fuses; auto: vision on a GPU
     one_to_many_queries: bool = MISSING  # run the auxiliary one-to-many branch in training
+    regularisation: RegularisationConfig = field(default_factory=RegularisationConfig)
 
 
 @dataclass

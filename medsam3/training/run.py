@@ -29,6 +29,7 @@ from medsam3.evaluation.honesty import training_images
 from medsam3.model.detector import TextDetector
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.load import LoadedModel, load_sam3, local_checkpoint
+from medsam3.model.regularisation import regularise
 from medsam3.model.tokenizer import ConceptTokenizer
 from medsam3.training.average import averaged_weights, gigabytes
 from medsam3.training.log import RunLog, write_run_facts
@@ -81,6 +82,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     freeze_unreached(loaded.model, config.loss.variant)
     decay = config.trainer.average_decay
     average = None if decay is None else averaged_weights(loaded.model, decay, device)
+    regularise(loaded.model, config.model.regularisation)
     detector = TextDetector(
         loaded.model,
         config.model.one_to_many_queries,

@@ -21,7 +21,15 @@ from medsam3.data import sampler
 from medsam3.training import resume, trainer
 from medsam3.training.step import optimizer_step
 
-SETTINGS = ("trainer.epochs=2", "trainer.log_every_steps=3", "evaluation.images=1", "trainer.average_decay=0.9")
+SETTINGS = (
+    "trainer.epochs=2",
+    "trainer.log_every_steps=3",
+    "trainer.average_decay=0.9",
+    "evaluation.images=1",
+    "model.regularisation.stochastic_depth=0.2",  # random numbers, which must go on where they stopped
+    "model.regularisation.attention_dropout=0.1",
+    "model.regularisation.feed_forward_dropout=0.1",
+)
 STEPS = 8  # of an epoch
 
 
