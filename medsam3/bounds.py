@@ -73,7 +73,6 @@ RANGES: dict[str, Range] = {
     "attempts": POSITIVE,
     "wait_s": NOT_NEGATIVE,
     "timeout_s": POSITIVE,
-    "export_id": Range("from 1 to 999", lambda value: 1 <= value <= 999),
     "*workers": NOT_NEGATIVE,
 }
 

@@ -243,13 +243,8 @@ def batches(
     sampler = ImageSampler(dataset, weights, per_batch, seed, rank, world_size, max_repeats)
     sampler.set_position(*position)
     result = list(sampler)
-<<<<<<< HEAD
-    assert len(sampler) == len(result) + position[1]
-    return [[index for index, _ in batch] for batch in result]
-=======
     assert len(sampler) == len(result)
-    return result
->>>>>>> 224c665 (A run that is stopped saves and goes on exactly: signals, a lock, states written in a thread, hashes of the data, schedule in fractions, averaged weights)
+    return [[index for index, _ in batch] for batch in result]
 
 
 def test_every_image_comes_once_in_an_order_of_seed_and_epoch(corpus):
