@@ -1,4 +1,4 @@
-"""How scripts start and fail: one message for all processes, a folder for each job, a hint where an error is foreign."""
+"""How scripts start and fail: one message for all processes, a folder for each job, a hint at foreign errors."""
 
 from __future__ import annotations
 

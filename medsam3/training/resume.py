@@ -25,7 +25,7 @@ from medsam3.training.meter import StepMeter
 STATE_FILE = "state.pt"
 # Keys that do not change a run's numbers, and so may differ when it is resumed.
 FREE_KEYS = (
-    "processes",  # see `trainer.set_up`
+    "processes",  # see `run.set_up`
     "device",
     "output_root",
     "output_dir",

@@ -39,14 +39,14 @@ def short_epochs(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def unbroken(template, tmp_path_factory):
+def unbroken(data, tmp_path_factory):
     """Lines and final state of a run that nothing disturbs."""
     from tests.training.conftest import SMALL, TrainConfig, composed
 
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "_shares", lambda *_: np.asarray([STEPS]))
-        trainer.train(composed("train", TrainConfig, *SMALL, *template, f"output_dir={folder}", *SETTINGS))
+        trainer.train(composed("train", TrainConfig, *SMALL, *data, f"output_dir={folder}", *SETTINGS))
     return lines(folder), state(folder)
 
 
@@ -196,9 +196,9 @@ def test_another_number_of_processes_goes_on_at_the_same_image(configure, monkey
 
 
 @pytest.mark.parametrize("changed", ["split file", "data set"])
-def test_other_data_are_refused_by_name(changed, configure, template, monkeypatch, tmp_path):
+def test_other_data_are_refused_by_name(changed, configure, data, monkeypatch, tmp_path):
     splits = tmp_path / "splits"
-    shutil.copytree(template[0].removeprefix("data.splits="), splits)
+    shutil.copytree(data[0].removeprefix("data.splits="), splits)
     settings = (f"data.splits={splits}", "trainer.max_steps=1", "evaluation.images=1")
     trainer.train(configure(*settings))
     if changed == "split file":

@@ -48,7 +48,7 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     train(tmp_path / "unbroken", data, *settings)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_last", interrupting(trainer.save_last))
+        patch.setattr(trainer, "save", interrupting(trainer.save))
         stopped = train(tmp_path / "broken", data, *settings, check=False)
     assert stopped.returncode == 130 and "run the same command again" in stopped.stderr
     assert len(losses(tmp_path / "broken/runs/run")) == 2
