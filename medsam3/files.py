@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def new_file(path: Path, ending: str = "", durable: bool = False) -> Iterator[Path]:
@@ -86,7 +88,7 @@ def needs_room(path: Path, need_bytes: int) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # torch: RuntimeError, safetensors: its own
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's word for a full disk is RuntimeError
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         cause = "the disk is full, or the quota used up" if full or free < need_bytes else "the disk or its quota?"

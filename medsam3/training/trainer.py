@@ -88,9 +88,13 @@ def _run_epochs(run: Run) -> None:
             _run_epoch(run, bar, watch)
             save(run)  # a validation takes long
             watch.doing("validates", watched=False)
-            with run.stop.nothing_to_lose():
-                _log_asked(run)
-                validate(run)
+            try:
+                with run.stop.nothing_to_lose():
+                    _log_asked(run)
+                    validate(run)
+            except SystemExit:
+                _say_stopped(run, run.stop.signal)
+                raise
             progress.validated = True
             if progress.images >= run.sampler.images:
                 progress.epoch += 1
@@ -139,11 +143,15 @@ def _stop(run: Run) -> NoReturn:
     """All ranks have been asked to stop, or one has."""
     save(run)
     run.writer.wait()
+    _say_stopped(run, run.stopped)
+    raise SystemExit(exit_status(run.stopped))
+
+
+def _say_stopped(run: Run, number: int) -> None:
     run.log.line(
-        f"stopped by {signal.Signals(run.stopped).name} after step {run.progress.step}, which is saved: run the same "
+        f"stopped by {signal.Signals(number).name} after step {run.progress.step}, which is saved: run the same "
         "command again to go on"
     )
-    raise SystemExit(exit_status(run.stopped))
 
 
 def _log_asked(run: Run) -> None:
