@@ -175,10 +175,11 @@ def rates_of(experiment: str, model: Sam3Model, processes: int = 4) -> dict[str,
 
 def test_full_finetune_amounts_to_what_its_header_says(full_model):
     rates = rates_of("full_finetune", full_model)
-    expected = {"decoder": 4.8e-6, "mask_head": 4.8e-6, "scoring": 4.8e-6, "encoder": 1e-5, "text": 7.9e-7}
+    expected = {"decoder": 4.7e-6, "mask_head": 4.7e-6, "scoring": 4.7e-6, "encoder": 1e-5, "text": 7.9e-7}
     expected |= {"vision block 32": 6.7e-7, "vision block 16": 5.0e-8, "vision block 1": 4.4e-9}
     assert {name: float(f"{rates[name].mean:.1e}") for name in expected} == expected
-    assert rates["decoder"].mean / rates["decoder"].written == pytest.approx(0.0158, abs=5e-5)
+    # By hand: 50 for the warm-up, 2 sqrt(10) (sqrt(163440) - sqrt(10)) for the decay, of 163,540.
+    assert rates["decoder"].mean / rates["decoder"].written == pytest.approx(2586.9 / 163_540, rel=1e-3)
 
 
 def test_recommended_holds_more_than_half_of_its_rates_in_every_part(full_model):
@@ -194,7 +195,7 @@ def test_recommended_holds_more_than_half_of_its_rates_in_every_part(full_model)
 
 def test_rates_follow_the_root_of_the_images_of_a_step(full_model):
     four, sixteen = (rates_of("recommended", full_model, processes)["decoder"].peak for processes in (4, 16))
-    assert sixteen == pytest.approx(2 * four) and four == pytest.approx(1e-4)
+    assert sixteen == pytest.approx(2 * four) and four == pytest.approx(1e-4, rel=1e-4)
 
 
 def test_what_a_run_says_of_its_rates(full_model):
@@ -202,5 +203,5 @@ def test_what_a_run_says_of_its_rates(full_model):
     rates = rates_of_run(build_optimizer(full_model, config), CORPUS_STEPS, config)
     text = describe(rates, CORPUS_STEPS, config, 1.0)
     assert "over 163540 steps, warm-up 100, timescale 10, cool-down 50; constant: encoder" in text
-    assert re.search(r"decoder +3\.0e-04 +3\.0e-04 +4\.8e-06 +1\.6%", text)
+    assert re.search(r"decoder +3\.0e-04 +3\.0e-04 +4\.7e-06 +1\.6%", text)
     assert re.search(r"vision block 1 +5\.0e-05 +2\.8e-07 +4\.4e-09", text)
