@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +23,7 @@ from medsam3 import config
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 T = TypeVar("T")
+LOST = re.compile("onnection (closed|reset) by peer|onnection refused|NCCL|Broken pipe|Timed out", re.IGNORECASE)
 REMOVED = {  # words of the command line that other ones stand for
     "dataset": "the key is datasets=; in evaluate.py split=",
     "data.datasets": "the key is datasets=",
@@ -31,7 +35,8 @@ def run_script(config_name: str, schema: type[T], job: Callable[[T], Any]) -> No
     """Compose configs/<config_name>.yaml with the command line's overrides and run `job` with the typed result.
 
     What a user can cause ends in one message and exit status 2; MEDSAM3_TRACEBACK=1 in the environment shows the
-    traceback all the same. With Hydra's --multirun the job runs once for each configuration.
+    traceback all the same. With Hydra's --multirun the job runs once for each configuration, each in a folder of its
+    own. Of the processes of torchrun the first to fail speaks; the others end with the same status.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then hands its errors on instead of printing them
     composed: list[DictConfig] = []
@@ -43,16 +48,59 @@ def run_script(config_name: str, schema: type[T], job: Callable[[T], Any]) -> No
     try:
         _refuse_removed(sys.argv[1:])
         compose()
+        _give_folders(composed)
         for configuration in composed:
             job(config.typed(configuration, schema))
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("MEDSAM3_TRACEBACK") == "1":
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        _say(f"error: {explain(error)}{_if_unexpected(error)}")
+        sys.exit(2)
+    except RuntimeError as error:  # the group's other processes are gone; one of them has said why
+        if "WORLD_SIZE" not in os.environ or not LOST.search(str(error)):
+            raise
+        _say("error: the connection to another process of this run was lost: see its error, or torchrun's last lines")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        _say("interrupted: run the same command again to go on from the last checkpoint")
         sys.exit(130)
+
+
+def _give_folders(composed: list[DictConfig]) -> None:
+    """With --multirun: runs of one name get the folders 0, 1, ... below it, in the order of the jobs."""
+    if len(composed) < 2:
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise ValueError("--multirun does not go with torchrun: start one torchrun for each configuration")
+    if len({configuration.output_dir for configuration in composed}) == len(composed):
+        return
+    for number, configuration in enumerate(composed):
+        configuration.output_dir = f"{configuration.output_dir}/{number}"
+        print(f"job {number} of {len(composed)}: {configuration.output_dir}", flush=True)
+
+
+def _say(text: str) -> None:
+    """Print an error, once for all processes; torchrun repeats it at its end."""
+    if "WORLD_SIZE" in os.environ:
+        from medsam3 import distributed  # brings torch with it, so only here
+
+        if not distributed.first_to_say(text):
+            return
+        rank = os.environ.get("RANK", "0")
+        text += f" (said by rank {rank})" if rank != "0" else ""
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            details = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": details}), encoding="utf-8")
+    print(text, file=sys.stderr, flush=True)
+
+
+def _if_unexpected(error: BaseException) -> str:
+    """A hint for errors that no check of this package raised."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = Path(frames[-1]).is_relative_to(Path(__file__).parent) if frames else False
+    if ours or isinstance(error, HydraException | OmegaConfBaseException):
+        return ""
+    return f"\n({type(error).__name__} of {Path(frames[-1]).name}; MEDSAM3_TRACEBACK=1 before the command shows where)"
 
 
 def _refuse_removed(arguments: list[str]) -> None:

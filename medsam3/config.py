@@ -22,12 +22,22 @@ _ABSENT = object()
 
 
 @dataclass
+class RegularisationConfig:
+    """Rates of Meta's training that transformers' model lacks: see model/regularisation.py."""
+
+    stochastic_depth: float = MISSING  # of the last ViT layer; rises from 0 in the first
+    attention_dropout: float = MISSING
+    feed_forward_dropout: float = MISSING
+
+
+@dataclass
 class ModelConfig:
     checkpoint: str = MISSING  # hub id, folder, checkpoint file, or "tiny" (random weights)
     image_size: int = MISSING  # side of the square model input, px
     activation_checkpointing: str = MISSING  # none | vision | all: what the backward pass computes anew
     compile: str = MISSING  # auto | none | vision | all: what torch.compile fuses; auto: vision on a GPU
     one_to_many_queries: bool = MISSING  # run the auxiliary one-to-many branch in training
+    regularisation: RegularisationConfig = field(default_factory=RegularisationConfig)
 
 
 @dataclass
@@ -108,11 +118,11 @@ class LearningRates:
 
 @dataclass
 class ScheduleConfig:
-    """Linear warm-up, inverse square root decay, linear cool-down; all in optimizer steps."""
+    """Linear warm-up, inverse square root decay, linear cool-down; in optimizer steps or, below 1, in runs."""
 
-    warmup_steps: int = MISSING
-    timescale_steps: int = MISSING
-    cooldown_steps: int = MISSING
+    warmup: float = MISSING
+    timescale: float = MISSING
+    cooldown: float = MISSING
     constant_parts: list[str] = MISSING  # parts of LearningRates that keep their rate
 
 
@@ -124,6 +134,7 @@ class OptimConfig:
     weight_decay: float = MISSING
     betas: list[float] = MISSING
     clip_norm: float = MISSING
+    reference_batch: int | None = MISSING  # images of a step that lr is for, x sqrt(images / these); null: any
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
@@ -230,7 +241,10 @@ class TrainerConfig:
     max_steps: int | None = MISSING  # stop after so many optimizer steps
     max_skipped_steps: int = MISSING  # steps in a row without a finite loss and gradient before the run stops
     log_every_steps: int = MISSING
-    save_every_steps: int | None = MISSING  # extra `last` checkpoints within an epoch
+    save_every_steps: int | None = MISSING  # states of `last` within an epoch
+    keep_states: int = MISSING  # of the newest states, this many stay
+    timeout_minutes: float = MISSING  # without a step, before a hanging rank ends the run
+    average_decay: float | None = MISSING  # of the averaged weights; null: none
 
 
 @dataclass

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,13 +35,18 @@ def is_main() -> bool:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that torchrun announces in the environment (NCCL on GPUs, gloo on CPUs); leave it at the end."""
+def process_group(device: torch.device, timeout_minutes: float = 30) -> Iterator[None]:
+    """Join the group that torchrun announces in the environment (NCCL on GPUs, gloo on CPUs); leave it at the end.
+
+    Args:
+        timeout_minutes: that ranks wait for each other at most. A minute is added, in which a `Watch` says who hangs.
+    """
     if "WORLD_SIZE" not in os.environ or active():
         yield
         return
     on_gpu = device.type == "cuda"
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    timeout = timedelta(minutes=timeout_minutes + 1)
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, timeout=timeout)
     try:
         yield
     finally:
@@ -61,12 +72,11 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / world_size()
 
 
-def all_true(flag: Tensor) -> bool:
-    """Whether a bool scalar is true on every rank. Waits for the device."""
+def least_over_ranks(values: Tensor) -> list[int]:
+    """The least of each whole number over all ranks, the same on every rank. Waits for the device once."""
     if active():
-        flag = flag.to(torch.uint8)
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-    return bool(flag.item())
+        dist.all_reduce(values, dist.ReduceOp.MIN)
+    return [int(value) for value in values.tolist()]
 
 
 def select_device(name: str) -> torch.device:
@@ -78,6 +88,22 @@ def select_device(name: str) -> torch.device:
     device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device
+
+
+@contextmanager
+def on_main(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context on rank 0 alone; a ValueError there is raised on all ranks."""
+    with ExitStack() as stack:
+        error: ValueError | None = None
+        try:
+            if is_main():
+                stack.enter_context(context)
+        except ValueError as refused:
+            error = refused
+        error = gather_objects(error)[0]
+        if error is not None:
+            raise error
+        yield
 
 
 def barrier() -> None:
@@ -92,3 +118,60 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other process of this torchrun has said the same; so an error of all ranks is printed once."""
+    if "WORLD_SIZE" not in os.environ:
+        return True
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10), wait_for_workers=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return bool(store.add(f"medsam3/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{digest}", 1) == 1)
+    except Exception:  # the store's process is gone, or was never there: torch names no common class
+        return os.environ.get("RANK", "0") == "0"
+
+
+class Watch:
+    """Ends this process when a rank hangs, and says which. Without a process group it does nothing."""
+
+    STATUS = 3
+
+    def __init__(self, timeout_minutes: float) -> None:
+        self._seconds = 60 * timeout_minutes
+        self._since: float | None = None
+        self._closed = threading.Event()
+        self._store = dist.distributed_c10d._get_default_store() if active() else None
+        if self._store is not None:
+            self.doing("starts")
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def doing(self, what: str, watched: bool = True) -> None:
+        """Note what this rank does from now on; with watched=False for as long as it likes."""
+        if self._store is not None:
+            self._store.set(f"medsam3/doing/{rank()}", f"{what} (on {platform.node()}, process {os.getpid()})")
+            self._since = time.monotonic() if watched else None
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _look(self) -> None:
+        while not self._closed.wait(min(10.0, self._seconds / 10)):
+            if self._since is not None and time.monotonic() - self._since > self._seconds:
+                self._end()
+
+    def _end(self) -> None:
+        assert self._store is not None
+        doing = [
+            f"  rank {r}: {self._store.get(key).decode()}"
+            for r in range(world_size())
+            if self._store.check([key := f"medsam3/doing/{r}"])
+        ]
+        text = (
+            f"error: no step for {self._seconds / 60:g} minutes (trainer.timeout_minutes): a rank hangs. What each "
+            "does, the one that is behind the others being it:\n" + "\n".join(doing)
+        )
+        if first_to_say(text):
+            print(f"\n{text}", file=sys.stderr, flush=True)
+        os._exit(self.STATUS)  # the main thread waits in a call that nothing interrupts

@@ -5,30 +5,49 @@ Names with `.partial` are what a killed process may leave behind; the next write
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
-def new_file(path: Path, ending: str = "") -> Iterator[Path]:
+def new_file(path: Path, ending: str = "", durable: bool = False) -> Iterator[Path]:
     """A temporary name to write to; renamed to `path` at the end, removed after an error.
 
     The name holds the process number: several processes may write the same file, and the last one stays.
 
     Args:
         ending: of the temporary name, for libraries that choose the format by it.
+        durable: the content is on the disk before the name is, so that a power cut leaves the file of before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{ending}")
     try:
         yield temporary
+        if durable:
+            _to_disk(temporary)
         os.replace(temporary, path)
+        if durable:
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, lies on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -43,10 +62,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.glob("*.safetensors"):  # written for the owner alone, whatever the umask says
             file.chmod(temporary.stat().st_mode & 0o666)
+            _to_disk(file)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
+        _to_disk(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -56,6 +77,51 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file by `new_file`."""
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def needs_room(path: Path, need_bytes: int) -> Iterator[None]:
+    """Within the context `path` is written by a library that has its own words for a full disk.
+
+    Raises:
+        OSError: it could not be written; names path, need, what is free, and the likely cause.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's word for a full disk is RuntimeError
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        cause = "the disk is full, or the quota used up" if full or free < need_bytes else "the disk or its quota?"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(
+            f"{path}: cannot be written, {need_bytes / 1e9:.2g} GB are needed and {free / 1e9:.2g} GB free ({reason}); "
+            f"likely cause: {cause}. Free some, and run the same command again"
+        ) from error
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Only one process at a time may be within this context for a folder. The lock ends with the process, however that
+    ends; its file `.lock` stays. Where the file system has no locks there is none.
+
+    Raises:
+        ValueError: another process is; names its host and number.
+    """
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            # Of the process, not of the open file: what it forks (loader processes) does not hold the lock after it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise ValueError(
+                    f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it or end it, or give "
+                    "this run another name="
+                ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def writable_folder(path: str | Path, key: str, remedy: str) -> Path:

@@ -2,7 +2,13 @@
 
 from medsam3.command_line import run_script
 from medsam3.config import TrainConfig, register_schemas
-from medsam3.training.trainer import train
+
+
+def train(config: TrainConfig) -> None:
+    from medsam3.training import trainer  # takes seconds, so only after the configuration is checked
+
+    trainer.train(config)
+
 
 if __name__ == "__main__":
     register_schemas()

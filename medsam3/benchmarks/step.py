@@ -39,8 +39,7 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     Raises:
         ValueError: a setting that does not fit; a loss that is not finite.
     """
-    from medsam3.training import trainer  # brings transformers with it, so only here
-    from medsam3.training.meter import StepMeter
+    from medsam3.training.run import set_up  # brings transformers with it, so only here
     from medsam3.training.step import optimizer_step
 
     corpus = small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
@@ -51,13 +50,12 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = typed(compose("train", [*own, *overrides]), TrainConfig)
     with contextlib.redirect_stdout(sys.stderr):
-        run = trainer.set_up(config, corpus, distributed.select_device(config.device))
+        run = set_up(config, corpus, distributed.select_device(config.device))
     batch = next(iter(run.loader))
-    meter = StepMeter(run.device)
     readings = []
     for _ in range(steps + 3):  # the first ones choose kernels and fill the allocator
-        optimizer_step(run, [batch], meter)
-        readings.append(meter.read(run.optimizer))
+        optimizer_step(run, [batch], run.meter)
+        readings.append(run.meter.read(run.optimizer))
     run.log.close()
     return StepCosts(
         device=run.device.type,

@@ -49,21 +49,30 @@ class ImageSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.first_batch = 0
+        self.first_image = 0
 
-    def set_position(self, epoch: int, batch: int) -> None:
-        """Go on with this batch of this epoch."""
+    def set_position(self, epoch: int, images: int) -> None:
+        """Go on in this epoch after so many images, which all ranks together, however many they were, have done."""
         self.epoch = epoch
-        self.first_batch = batch
+        self.first_image = images
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch."""
+        return int(self.shares.sum())
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on each rank."""
-        return -(-int(self.shares.sum()) // (self.images_per_batch * self.world_size))
+        """Batches on each rank from the position to the end of the epoch."""
+        return self.batches(self.first_image)
+
+    def batches(self, first_image: int = 0) -> int:
+        """Batches on each rank from an image of the epoch to its end."""
+        return -(-max(0, self.images - first_image) // (self.images_per_batch * self.world_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = self._order()
-        for batch in range(self.first_batch, len(self)):
-            start = (batch * self.world_size + self.rank) * self.images_per_batch
+        for batch in range(len(self)):
+            start = self.first_image + (batch * self.world_size + self.rank) * self.images_per_batch
             places = (place % len(order) for place in range(start, start + self.images_per_batch))
             yield [(int(order[place, 0]), int(order[place, 1])) for place in places]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +93,14 @@ class DatasetSpec:
     def instances_of(self, concept: str) -> str:
         """What one instance of a concept is: one of INSTANCES."""
         return "whole" if concept in self.whole else self.instances
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of all that decides about images, masks and prompts; comments in the file may change."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("title", "hint")}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        content = repr({name: value for name, value in own.items() if value and value != defaults[name]})
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def exclusive_concepts(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import netrc
 import os
@@ -25,15 +26,22 @@ WandbMode = Literal["online", "offline", "disabled"]
 class RunLog:
     """Scalars and pictures of one run. A resumed run appends after `step`, where its checkpoint stands."""
 
-    def __init__(self, folder: Path, name: str, wandb: WandbConfig, config: dict[str, Any], step: int) -> None:
+    def __init__(
+        self, folder: Path, name: str, wandb: WandbConfig, config: dict[str, Any], step: int, validated: bool = False
+    ) -> None:
+        """
+        Args:
+            step: of the state that the run goes on from; what lies behind it is written again.
+            validated: the lines of an epoch's end after that step lie before the state, else behind it.
+        """
+        self._path = folder / "metrics.jsonl"
         self._wandb_run: Any = None
         if not distributed.is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        if path.exists():
-            _keep_lines_up_to(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        if self._path.exists():
+            _keep_lines_up_to(self._path, step, validated)
+        self._file = self._path.open("a", encoding="utf-8")
         mode = _wandb_mode(wandb.mode)
         if mode != "disabled":
             self._wandb_run = _start_wandb(folder, name, wandb.project, mode, config)
@@ -50,10 +58,32 @@ class RunLog:
             self._wandb_run.log(dict(values), step=step)
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl."""
-        if distributed.is_main():
+        """One line of metrics.jsonl.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not distributed.is_main():
+            return
+        self.ensure_there()
+        try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._path}: cannot be written ({error.strerror})") from error
+
+    def ensure_there(self) -> None:
+        """
+        Raises:
+            OSError: metrics.jsonl is not the file that this run writes any more; what it held is lost.
+        """
+        if not distributed.is_main():
+            return
+        if not self._path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+            raise OSError(
+                f"{self._path} was removed or replaced while the run wrote to it: its records are lost, so the run "
+                "ends here. Run the same command again: it goes on from `last`, if that is still there"
+            )
 
     def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
         """Overlay pictures, by name, to W&B; the evaluator has written the files already."""
@@ -65,7 +95,8 @@ class RunLog:
 
     def close(self) -> None:
         if distributed.is_main():
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, which has been said
+                self._file.close()
         if self._wandb_run is not None:
             self._wandb_run.finish()
 
@@ -82,10 +113,22 @@ def write_run_facts(folder: Path, config_yaml: str) -> None:
     write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
-def _keep_lines_up_to(path: Path, step: int) -> None:
-    """Drop what an interrupted run wrote after its last checkpoint: the resumed run writes it again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+def _keep_lines_up_to(path: Path, step: int, validated: bool) -> None:
+    """Drop what an interrupted run wrote after its last state: the resumed run writes it again."""
+    kept = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):  # torn by a kill
+            continue
+        try:
+            values = json.loads(line)
+            later = values["step"] > step
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: line {number} is not of a run ({error!r}); mend or remove it") from error
+        unsaved = (
+            values["step"] == step and not validated and any(key.startswith(("validation", "asked/")) for key in values)
+        )
+        if not later and not unsaved:
+            kept.append(line)
     write_text(path, "".join(kept))
 
 

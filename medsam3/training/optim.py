@@ -1,4 +1,4 @@
-"""AdamW with a learning rate per part, layer-wise decay in the vision backbone, and the schedule (paper, 3.2 and 4.2).
+"""AdamW with a learning rate per part and layer-wise decay in the vision backbone (paper, sections 3.2 and 4.2).
 
 A vision parameter of block l has the rate of the vision part times decay^(L - l + 1), l = 1..L: equation 1 with one
 more layer, the neck, on top, as in Meta's code. The last block is one decay below the neck, the patch embedding L + 1.
@@ -11,9 +11,9 @@ import re
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
-from medsam3.config import OptimConfig, ScheduleConfig
+from medsam3.config import OptimConfig
 
 # Part of the model -> prefixes of its parameters; the keys are the fields of LearningRates.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -32,11 +32,12 @@ BOX_PROMPTS = re.compile(r"geometry_encoder\.(label_embed|boxes_\w+|vision_layer
 NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig, factor: float = 1.0) -> AdamW:
     """One group per part, layer and weight decay; frozen parameters are in none.
 
     Args:
         model: a Sam3Model.
+        factor: on all rates; see `schedule.batch_factor`.
 
     Raises:
         ValueError: a parameter belongs to no part, or a part has no parameter: the model is not a Sam3Model.
@@ -51,11 +52,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
         parts_found.add(part)
         if not parameter.requires_grad:
             continue
-        rate = rates[part] * layer_multiplier(name, config.layer_decay, depth)
+        rate = rates[part] * layer_multiplier(name, config.layer_decay, depth) * factor
         weight_decay = 0.0 if name in undecayed else config.weight_decay
+        found = BLOCK.match(name)
+        block = int(found.group(1)) + 1 if found else 0
         group = groups.setdefault(
             (part, rate, weight_decay),
-            {"params": [], "part": part, "lr": rate, "base_lr": rate, "weight_decay": weight_decay},
+            {"params": [], "part": part, "block": block, "lr": rate, "base_lr": rate, "weight_decay": weight_decay},
         )
         group["params"].append(parameter)
     if missing := set(PARTS) - parts_found:
@@ -97,26 +100,3 @@ def _without_weight_decay(model: nn.Module) -> set[str]:
     norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, NORMS)}
     names = {name for name, _ in model.named_parameters()}
     return {name for name in names if name in norms or name.endswith(".bias") or BOX_PROMPTS.match(name)}
-
-
-def learning_rate_factor(step: int, total_steps: int, schedule: ScheduleConfig) -> float:
-    """Linear warm-up, inverse square root decay, linear cool-down to zero at `total_steps`, all multiplied.
-
-    Args:
-        step: optimizer steps done. The first step has factor 0 where there is a warm-up, as in Meta's code.
-    """
-    factor = 1.0
-    if step > schedule.warmup_steps:
-        factor = ((step + schedule.timescale_steps - schedule.warmup_steps) / schedule.timescale_steps) ** -0.5
-    if schedule.warmup_steps:
-        factor *= min(1.0, step / schedule.warmup_steps)
-    if schedule.cooldown_steps:
-        factor *= min(1.0, (total_steps - step) / schedule.cooldown_steps)
-    return factor
-
-
-def set_learning_rates(optimizer: Optimizer, step: int, total_steps: int, schedule: ScheduleConfig) -> None:
-    """Set the rate of every group for the step after `step`; constant parts keep theirs."""
-    factor = learning_rate_factor(step, total_steps, schedule)
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * (1.0 if group["part"] in schedule.constant_parts else factor)

@@ -3,26 +3,34 @@ checkpoints.weights writes.)"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Sam3Model
 
 from medsam3 import distributed
 from medsam3.config import differing_keys
-from medsam3.files import new_file, write_text
+from medsam3.data.corpus import Corpus
+from medsam3.files import needs_room, new_file, write_text
+from medsam3.training.meter import StepMeter
 
 STATE_FILE = "state.pt"
 # Keys that do not change a run's numbers, and so may differ when it is resumed.
 FREE_KEYS = (
+    "processes",  # see `run.set_up`
     "device",
     "output_root",
     "output_dir",
     "data.root",
+    "data.splits",  # their content counts: see `data_hashes`
     "data.cache",
     "data.workers",
     "evaluation.workers",
@@ -31,46 +39,143 @@ FREE_KEYS = (
     "trainer.max_skipped_steps",
     "trainer.log_every_steps",
     "trainer.save_every_steps",
+    "trainer.keep_states",
+    "trainer.timeout_minutes",
     "wandb",
 )
+GROWING_KEYS = ("epochs", "max_steps")  # of trainer: a finished run may go on
 
 
 @dataclass
 class Progress:
     """Where a run stands."""
 
-    epoch: int  # the epoch to go on with
-    batch: int  # batches of that epoch that each rank has done
-    step: int  # optimizer steps done
-    best_dice: float  # of the validations so far; -1 before the first
+    epoch: int = 0  # the epoch to go on with
+    images: int = 0  # of that epoch, done by all ranks together
+    step: int = 0  # optimizer steps done
+    best_dice: float = -1.0  # of the validations so far; -1 before the first
     skipped: int = 0  # steps in a row, up to now, that could not be taken
+    validated: bool = False  # after this very step
 
 
-def save_last(folder: Path, model: Sam3Model, optimizer: Optimizer, progress: Progress, config: dict[str, Any]) -> None:
-    """Write `<folder>/state.pt` and the model's config.json. All ranks must call it: each has its random state.
+class StateWriter:
+    """Writes `last/state.pt` in a thread: the run waits for the copy of its tensors only. Rank 0 writes."""
 
-    Raises:
-        ValueError: a weight is not finite; the state of before is kept.
-    """
-    if not finite_weights(model):
-        raise ValueError(
-            f"after step {progress.step} the weights are not finite, so {folder} is left as it was: training diverged; "
-            "lower the learning rates (optim.lr)"
-        )
-    random_states = distributed.gather_objects(_random_state())
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.json", model.config.to_json_string())
+    def __init__(self, folder: Path, keep: int, step: int) -> None:
+        """
+        Args:
+            folder: `last` of the run.
+            keep: states to keep: state.pt and, by their steps, the ones before it.
+            step: of the state that is there, if any.
+        """
+        self.folder = folder
+        self._keep = keep
+        self._step = step
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error = ""
+        if distributed.is_main():
+            for left in folder.glob(f".{STATE_FILE}.*.partial"):  # by a killed process: the lock says it is gone
+                left.unlink()
+
+    def save(
+        self,
+        model: Sam3Model,
+        average: nn.Module | None,
+        optimizer: Optimizer,
+        meter: StepMeter,
+        progress: Progress,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Begin to write the state; all ranks must call it: each has its random state.
+
+        Raises:
+            ValueError: a weight is not finite; the state of before is kept.
+            OSError: the state before this one could not be written.
+        """
+        self.wait()
+        if not finite_weights(model):
+            raise ValueError(
+                f"after step {progress.step} the weights are not finite, so {self.folder} is left as it was: training "
+                "diverged; lower the learning rates (optim.lr)"
+            )
+        of_ranks = distributed.gather_objects((_random_state(), meter.state()))
+        if not distributed.is_main():
+            return
         state = {
             "model": model.state_dict(),
+            "average": average.state_dict() if average is not None else {},
             "optimizer": optimizer.state_dict(),
             "progress": dict(vars(progress)),
-            "random_states": random_states,
-            "config": config,
+            "random_states": [random_state for random_state, _ in of_ranks],
+            "meters": [state for _, state in of_ranks],
+            "config": dict(config),
         }
-        with new_file(folder / STATE_FILE) as temporary:
-            torch.save(state, temporary)
-    distributed.barrier()
+        copied = self._copy(state, "")
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._thread = threading.Thread(target=self._write, args=(copied, model.config.to_json_string()))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the state is written. All ranks must call it.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error = distributed.gather_objects(self._error)[0]
+        self._error = ""
+        if error:
+            raise OSError(error)
+
+    def close(self) -> None:
+        """Let the thread finish, after an error elsewhere."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _copy(self, value: Any, name: str) -> Any:
+        """The same with tensors in memory of their own, which is used again for the next state."""
+        if isinstance(value, Tensor):
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+                buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+                self._buffers[name] = buffer
+            return buffer.copy_(value, non_blocking=True)
+        if isinstance(value, Mapping):
+            return {key: self._copy(inner, f"{name}.{key}") for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._copy(inner, f"{name}.{i}") for i, inner in enumerate(value)]
+        return value
+
+    def _write(self, state: dict[str, Any], model_config: str) -> None:
+        path = self.folder / STATE_FILE
+        need = sum(buffer.nbytes for buffer in self._buffers.values())
+        try:
+            self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that is gone is an error
+            with needs_room(path, need):
+                write_text(self.folder / "config.json", model_config)
+                with new_file(path, durable=True) as temporary:
+                    torch.save(state, temporary)
+                    self._put_aside(path)
+        except OSError as error:
+            self._error = str(error)
+        else:
+            self._step = state["progress"]["step"]
+
+    def _put_aside(self, path: Path) -> None:
+        """Give the state of before a second name, by its step, and remove the oldest ones beyond `keep`."""
+        if self._keep > 1 and path.exists():
+            older = path.with_name(f"state_{self._step:08d}.pt")
+            older.unlink(missing_ok=True)
+            try:
+                os.link(path, older)
+            except OSError:  # a file system without links
+                shutil.copy2(path, older)
+        for old in sorted(path.parent.glob("state_*.pt"), reverse=True)[self._keep - 1 :]:
+            old.unlink()
 
 
 def finite_weights(model: nn.Module) -> bool:
@@ -78,22 +183,33 @@ def finite_weights(model: nn.Module) -> bool:
     return bool(torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all().item())
 
 
+def data_hashes(corpus: Corpus) -> dict[str, dict[str, str]]:
+    """What the data sets of a run are, for its stored configuration: who resumes with other ones is told so."""
+    return {
+        "split_files": {name: corpus.split_hash(name)[:16] for name in corpus.specs},
+        "dataset_files": {name: spec.content_hash[:16] for name, spec in corpus.specs.items()},
+    }
+
+
 def read_last(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The state that `save_last` wrote, or None if there is none.
+    """The state that `StateWriter` wrote, or None if there is none.
 
     Raises:
-        ValueError: the state belongs to another configuration or number of processes; lists the keys that differ.
+        ValueError: the state is damaged or belongs to another configuration; lists the keys that differ.
     """
     path = folder / STATE_FILE
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        Progress(**state["progress"])
+        stored = state["config"]
     except Exception as error:  # torch names no common class for a damaged file
-        raise ValueError(f"{path}: cannot be read ({error}); remove it to start again") from error
+        raise ValueError(f"{path}: not a run's state ({error}); remove it to start again") from error
+    _let_grow(stored.get("trainer", {}), config["trainer"])
     differing = [
         line
-        for line in differing_keys(state["config"], config)
+        for line in differing_keys(stored, config)
         if not any(line.startswith((f"{key}:", f"{key}.")) for key in FREE_KEYS)
     ]
     if differing:
@@ -104,12 +220,30 @@ def read_last(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def restore(state: dict[str, Any], model: Sam3Model, optimizer: Optimizer) -> Progress:
-    """Put model, optimizer and this rank's random state back where `state` left them."""
+def _let_grow(stored: dict[str, Any], now: Mapping[str, Any]) -> None:
+    """Take over a longer run's length; null means no end."""
+    for key in GROWING_KEYS:
+        if now[key] is None or (stored.get(key) is not None and now[key] > stored[key]):
+            stored[key] = now[key]
+
+
+def restore(
+    state: dict[str, Any], model: nn.Module, average: nn.Module | None, optimizer: Optimizer, seed: int
+) -> Progress:
+    """Put model, averaged weights, optimizer and this rank's random state back where `state` left them.
+
+    With another number of processes the random states have no owner any more; they are drawn anew from seed and step.
+    """
     model.load_state_dict(state["model"], strict=True)
+    if average is not None:
+        average.load_state_dict(state["average"], strict=True)
     optimizer.load_state_dict(state["optimizer"])
-    _set_random_state(state["random_states"][distributed.rank()])
-    return Progress(**state["progress"])
+    progress = Progress(**state["progress"])
+    if len(state["random_states"]) == distributed.world_size():
+        _set_random_state(state["random_states"][distributed.rank()])
+    else:
+        torch.manual_seed(seed + 1000 * progress.step + distributed.rank())
+    return progress
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -1,25 +1,45 @@
-"""Run: the parts of a training run, as trainer.set_up puts them together."""
+"""Run: the parts of a training run, and how they are put together at its start or where `last` stopped."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from medsam3 import distributed
 from medsam3.config import TrainConfig
-from medsam3.data.batch import Batch
+from medsam3.data.augmentation import Augmentation
+from medsam3.data.batch import Batch, collate
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset
+from medsam3.data.prompts import PromptDraw
 from medsam3.data.sampler import ImageSampler
+from medsam3.evaluation.honesty import training_images
 from medsam3.model.detector import TextDetector
-from medsam3.model.load import LoadedModel
-from medsam3.training.log import RunLog
-from medsam3.training.losses import SetPredictionLoss
-from medsam3.training.resume import Progress
+from medsam3.model.freeze import freeze_unreached
+from medsam3.model.load import LoadedModel, load_sam3, local_checkpoint
+from medsam3.model.regularisation import regularise
+from medsam3.model.tokenizer import ConceptTokenizer
+from medsam3.training.average import averaged_weights, gigabytes
+from medsam3.training.log import RunLog, write_run_facts
+from medsam3.training.losses import HEADS, SetPredictionLoss
+from medsam3.training.meter import StepMeter
+from medsam3.training.optim import build_optimizer
+from medsam3.training.resume import Progress, StateWriter, data_hashes, read_last, restore
+from medsam3.training.schedule import batch_factor, rates_of_run
+from medsam3.training.schedule import describe as describe_rates
+from medsam3.training.stopping import StopRequest
 
 
 @dataclass
@@ -33,11 +53,145 @@ class Run:
     sampler: ImageSampler
     loader: DataLoader[Batch]
     loaded: LoadedModel
+    average: AveragedModel | None
     detector: TextDetector
     network: nn.Module  # the detector, wrapped for gradient averaging if there are several processes
     criterion: SetPredictionLoss
     optimizer: Optimizer
+    meter: StepMeter
     total_steps: int
     progress: Progress
     log: RunLog
+    writer: StateWriter
+    stop: StopRequest
     trained_images: dict[str, list[str]]  # fingerprints by data set; on the main rank, which writes `best`
+    stopped: int = 0  # the signal by which all ranks have agreed to stop
+
+
+def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
+    """Model, optimizer, loader and log of a run, at the start or where `last` stopped.
+
+    Raises:
+        ValueError: as `trainer.train`.
+    """
+    folder, processes = Path(config.output_dir), distributed.world_size()
+    stored_config = dataclasses.asdict(config) | {"processes": processes} | data_hashes(corpus)
+    state = read_last(folder / "last", stored_config)
+    torch.manual_seed(config.seed)  # the weights of `tiny`
+    loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
+    freeze_unreached(loaded.model, config.loss.variant)
+    decay = config.trainer.average_decay
+    average = None if decay is None else averaged_weights(loaded.model, decay, device)
+    regularise(loaded.model, config.model.regularisation)
+    detector = TextDetector(
+        loaded.model,
+        config.model.one_to_many_queries,
+        config.model.activation_checkpointing,
+        HEADS[config.loss.variant],
+    ).to(device)
+    detector.compile_parts(config.model.compile, device)
+    factor = batch_factor(config.optim, config.trainer, processes)
+    optimizer = build_optimizer(loaded.model, config.optim, factor)
+    dataset, sampler = _training_data(config, corpus)
+
+    torch.manual_seed(config.seed + distributed.rank())  # dropout differs between ranks
+    base_rates = [group["base_lr"] for group in optimizer.param_groups]
+    progress = restore(state, loaded.model, average, optimizer, config.seed) if state else Progress()
+    for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+        group["base_lr"] = rate  # of this number of processes
+    meters = state["meters"] if state else []
+    total_steps = _total_steps(config, sampler, progress)
+    log = RunLog(folder, config.name, config.wandb, stored_config, progress.step, progress.validated)
+    if distributed.is_main():
+        write_run_facts(folder, yaml.safe_dump(stored_config, sort_keys=False))
+    log.line(f"model    {loaded.report}")
+    log.line(f"data     {corpus.describe()}")
+    log.line(f"sampling {sampler.describe()}")
+    log.line(describe_rates(rates_of_run(optimizer, total_steps, config.optim), total_steps, config.optim, factor))
+    if average is not None:
+        log.line(f"average  of the weights, decay {decay}: {gigabytes(average):.2g} GB more memory per process")
+    start = f"resumes at step {progress.step}" if state else f"starts from {config.model.checkpoint}"
+    log.line(f"run      {folder}: {start}, {total_steps} steps, {processes} process(es) on {device.type}")
+    if state and state["config"]["processes"] != processes:
+        log.line(
+            f"run      had {state['config']['processes']} process(es) before: the epoch goes on at its image "
+            f"{progress.images} of {sampler.images}, a step now has {sampler.images_per_batch * processes} images and "
+            "random numbers are drawn anew, so the numbers are not those of an unbroken run"
+        )
+    return Run(
+        config=config,
+        stored_config=stored_config,
+        folder=folder,
+        device=device,
+        corpus=corpus,
+        dataset=dataset,
+        sampler=sampler,
+        loader=_loader(dataset, sampler, config.data.workers, loaded.tokenizer),
+        loaded=loaded,
+        average=average,
+        detector=detector,
+        network=_average_gradients(detector, device),
+        criterion=SetPredictionLoss(config.loss),
+        optimizer=optimizer,
+        meter=StepMeter(device, meters[distributed.rank()] if len(meters) == processes else None),
+        total_steps=total_steps,
+        progress=progress,
+        log=log,
+        writer=StateWriter(folder / "last", config.trainer.keep_states, progress.step),
+        stop=StopRequest(),
+        trained_images=training_images(corpus, local_checkpoint(config.model.checkpoint))
+        if distributed.is_main()
+        else {},
+    )
+
+
+def _total_steps(config: TrainConfig, sampler: ImageSampler, progress: Progress) -> int:
+    """Steps done and those that are left, which are of another size if the number of processes has changed."""
+    steps = [math.ceil(sampler.batches(first) / config.trainer.accumulation_steps) for first in (0, progress.images)]
+    epochs_left = max(0, config.trainer.epochs - progress.epoch - 1)
+    left = steps[1] + epochs_left * steps[0] if progress.epoch < config.trainer.epochs else 0
+    return int(min(progress.step + left, config.trainer.max_steps or math.inf))
+
+
+def _average_gradients(detector: TextDetector, device: torch.device) -> nn.Module:
+    if not distributed.active():
+        return detector
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(detector, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def _training_data(config: TrainConfig, corpus: Corpus) -> tuple[QueryDataset, ImageSampler]:
+    data = config.data
+    dataset = QueryDataset(
+        corpus,
+        part="train",
+        image_size=config.model.image_size,
+        prompts=PromptDraw(corpus, data.max_queries, data.absent_concepts, data.hard_negatives, data.synonyms),
+        seed=config.seed,
+        max_targets=data.max_targets,
+        augmentation=Augmentation(data.augmentation, corpus.specs) if data.augmentation.modalities else None,
+    )
+    sampler = ImageSampler(
+        dataset,
+        weights=data.weights,
+        images_per_batch=config.trainer.images_per_process,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        max_repeats=data.max_repeats,
+    )
+    return dataset, sampler
+
+
+def _loader(
+    dataset: QueryDataset, sampler: ImageSampler, workers: int, tokenizer: ConceptTokenizer
+) -> DataLoader[Batch]:
+    loader: Any = DataLoader(  # of samples, which collate packs into batches
+        dataset,
+        batch_sampler=sampler,
+        num_workers=distributed.loading_processes(workers),
+        collate_fn=partial(collate, tokenizer=tokenizer),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each start of an epoch, resumed ones too, takes a number from dropout's
+    )
+    return loader

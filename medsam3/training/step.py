@@ -18,8 +18,8 @@ from medsam3.data.batch import Batch
 from medsam3.model.detector import DetectorOutput
 from medsam3.training.losses import LossResult
 from medsam3.training.meter import StepMeter
-from medsam3.training.optim import set_learning_rates
 from medsam3.training.run import Run
+from medsam3.training.schedule import set_learning_rates
 
 
 @dataclass
@@ -35,7 +35,8 @@ class _Passed:
 def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
     """One optimizer step over the mean loss of `batches` on this rank, and the mean of that over ranks.
 
-    Waits for the device once, after all work is queued.
+    Waits for the device once, after all work is queued. At the same time the ranks agree whether to stop:
+    `run.stopped`.
 
     Raises:
         ValueError: trainer.max_skipped_steps steps in a row could not be taken.
@@ -46,12 +47,17 @@ def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, run.config.optim.clip_norm)
     finite = [norm.isfinite(), *(p.result.total.isfinite() & p.finite.all() for p in passed)]
-    taken = distributed.all_true(torch.stack(finite).all())
+    asked = torch.tensor(-run.stop.signal, device=norm.device)
+    taken, signal = distributed.least_over_ranks(torch.stack([torch.stack(finite).all().long(), asked]))
+    run.stopped = -signal
     run.progress.step += 1
+    run.progress.validated = False
     if taken:
         run.optimizer.step()
+        if run.average is not None:
+            run.average.update_parameters(run.loaded.model)
         run.progress.skipped = 0
-        meter.add_gradient_norm(norm)
+        meter.add_gradient_norm(norm, run.config.optim.clip_norm)
         for p in passed:
             meter.add(p.result.total, p.result.terms, images=p.images, queries=len(p.sample_ids))
     run.optimizer.zero_grad(set_to_none=True)

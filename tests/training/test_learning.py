@@ -13,8 +13,8 @@ from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import run_evaluation
 from medsam3.prediction.image import ImagePredictor
 from medsam3.training.meter import StepMeter
+from medsam3.training.run import set_up
 from medsam3.training.step import optimizer_step
-from medsam3.training.trainer import set_up
 from tests.conftest import ROOT
 from tests.scripts import SMALL
 
@@ -24,7 +24,7 @@ SETTINGS = [
     "experiment=quickstart",
     *SMALL,
     *(f"optim.lr.{part}=3.0e-3" for part in PARTS),
-    "optim.schedule.warmup_steps=5",
+    "optim.schedule.warmup=5",
     "optim.clip_norm=1.0",
     "trainer.epochs=1000",
     f"trainer.max_steps={STEPS}",

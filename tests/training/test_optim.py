@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Sam3Config, Sam3Model
 
-from medsam3.config import LearningRates, OptimConfig, ScheduleConfig
+from medsam3.config import LearningRates, OptimConfig, ScheduleConfig, TrainConfig
 from medsam3.model.load import load_sam3
-from medsam3.training.optim import (
-    PARTS,
-    build_optimizer,
-    layer_multiplier,
+from medsam3.training.optim import PARTS, build_optimizer, layer_multiplier, part_of
+from medsam3.training.schedule import (
+    Rates,
+    batch_factor,
+    describe,
     learning_rate_factor,
-    part_of,
+    rates_of_run,
     set_learning_rates,
 )
+from tests.training.conftest import composed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PAPER = LearningRates(
@@ -31,8 +34,8 @@ META = LearningRates(
 
 
 def config(lr: LearningRates, decay: float, weight_decay: float, depth: int | None = None) -> OptimConfig:
-    schedule = ScheduleConfig(warmup_steps=100, timescale_steps=10, cooldown_steps=50, constant_parts=["encoder"])
-    return OptimConfig(lr, decay, depth, weight_decay, [0.9, 0.999], 0.1, schedule)
+    schedule = ScheduleConfig(warmup=100, timescale=10, cooldown=50, constant_parts=["encoder"])
+    return OptimConfig(lr, decay, depth, weight_decay, [0.9, 0.999], 0.1, None, schedule)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +141,7 @@ def test_schedule_equals_metas():
 
 
 def test_schedule_of_the_configuration_by_hand():
-    schedule = ScheduleConfig(warmup_steps=100, timescale_steps=10, cooldown_steps=50, constant_parts=[])
+    schedule = ScheduleConfig(warmup=100, timescale=10, cooldown=50, constant_parts=[])
     assert learning_rate_factor(0, 1000, schedule) == 0.0
     assert learning_rate_factor(50, 1000, schedule) == 0.5
     assert learning_rate_factor(100, 1000, schedule) == 1.0
@@ -147,9 +150,58 @@ def test_schedule_of_the_configuration_by_hand():
     assert learning_rate_factor(3, 5, schedule) == pytest.approx(0.03 * 0.04)  # shorter than its warm-up
 
 
+def test_lengths_below_one_are_fractions_of_the_run():
+    by_steps, by_fractions = ScheduleConfig(100, 50, 200, []), ScheduleConfig(0.1, 0.05, 0.2, [])
+    for step in range(0, 1001, 7):
+        assert learning_rate_factor(step, 1000, by_steps) == learning_rate_factor(step, 1000, by_fractions)
+
+
 def test_constant_parts_keep_their_rate():
     cfg = config(PAPER, 1.0, 0.0)
     optimizer = build_optimizer(load_sam3("tiny", 56).model, cfg)
     set_learning_rates(optimizer, 50, 1000, cfg.schedule)
     rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
     assert rates["encoder"] == 1e-5 and rates["decoder"] == pytest.approx(1.5e-4)
+
+
+CORPUS_STEPS = 10 * math.ceil(65_413 / 4)  # the images of the paper's training parts, one on each of 4 GPUs
+
+
+def rates_of(experiment: str, model: Sam3Model, processes: int = 4) -> dict[str, Rates]:
+    config = composed("train", TrainConfig, f"experiment={experiment}")
+    optimizer = build_optimizer(model, config.optim, batch_factor(config.optim, config.trainer, processes))
+    return {rates.name: rates for rates in rates_of_run(optimizer, CORPUS_STEPS, config.optim)}
+
+
+def test_full_finetune_amounts_to_what_its_header_says(full_model):
+    rates = rates_of("full_finetune", full_model)
+    expected = {"decoder": 4.7e-6, "mask_head": 4.7e-6, "scoring": 4.7e-6, "encoder": 1e-5, "text": 7.9e-7}
+    expected |= {"vision block 32": 6.7e-7, "vision block 16": 5.0e-8, "vision block 1": 4.4e-9}
+    assert {name: float(f"{rates[name].mean:.1e}") for name in expected} == expected
+    # By hand: 50 for the warm-up, 2 sqrt(10) (sqrt(163440) - sqrt(10)) for the decay, of 163,540.
+    assert rates["decoder"].mean / rates["decoder"].written == pytest.approx(2586.9 / 163_540, rel=1e-3)
+
+
+def test_recommended_holds_more_than_half_of_its_rates_in_every_part(full_model):
+    rates = rates_of("recommended", full_model)
+    # Warm-up, decay and cool-down integrated by hand, x from 0 to 1: 0.01 + 0.5295 + 0.0212.
+    assert rates["decoder"].mean == pytest.approx(0.5607e-4, rel=1e-3)
+    for part, rate in rates.items():
+        decay = 0.85 ** (33 - int(part.split()[-1])) if "block" in part else 1.0
+        assert rate.peak == pytest.approx(rate.written * decay, rel=1e-3), part
+        assert rate.mean > 0.4 * rate.peak, part
+    assert set(rates) == {*vars(PAPER), *(f"vision block {block}" for block in (32, 24, 16, 9, 1))}
+
+
+def test_rates_follow_the_root_of_the_images_of_a_step(full_model):
+    four, sixteen = (rates_of("recommended", full_model, processes)["decoder"].peak for processes in (4, 16))
+    assert sixteen == pytest.approx(2 * four) and four == pytest.approx(1e-4, rel=1e-4)
+
+
+def test_what_a_run_says_of_its_rates(full_model):
+    config = composed("train", TrainConfig, "experiment=full_finetune").optim
+    rates = rates_of_run(build_optimizer(full_model, config), CORPUS_STEPS, config)
+    text = describe(rates, CORPUS_STEPS, config, 1.0)
+    assert "over 163540 steps, warm-up 100, timescale 10, cool-down 50; constant: encoder" in text
+    assert re.search(r"decoder +3\.0e-04 +3\.0e-04 +4\.7e-06 +1\.6%", text)
+    assert re.search(r"vision block 1 +5\.0e-05 +2\.8e-07 +4\.4e-09", text)

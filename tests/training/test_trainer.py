@@ -48,7 +48,7 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     train(tmp_path / "unbroken", data, *settings)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_last", interrupting(trainer.save_last))
+        patch.setattr(trainer, "save", interrupting(trainer.save))
         stopped = train(tmp_path / "broken", data, *settings, check=False)
     assert stopped.returncode == 130 and "run the same command again" in stopped.stderr
     assert len(losses(tmp_path / "broken/runs/run")) == 2
@@ -73,7 +73,7 @@ def test_two_processes_take_the_step_of_one_process_with_both_batches(data, tmp_
     The box normaliser is averaged over ranks but not over accumulated batches, so the comparison needs equal counts:
     every image of the template holds three concepts with one instance each.
     """
-    common = ["trainer.max_steps=2", "data.max_queries=3", "optim.schedule.warmup_steps=0"]
+    common = ["trainer.max_steps=2", "data.max_queries=3", "optim.schedule.warmup=0"]
     train(tmp_path, data, *common, "name=two", processes=2)
     train(tmp_path, data, *common, "name=one", "trainer.accumulation_steps=2")
     assert losses(tmp_path / "runs/two") == pytest.approx(losses(tmp_path / "runs/one"), rel=1e-4)

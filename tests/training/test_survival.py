@@ -1,0 +1,305 @@
+"""A run that is stopped, killed or disturbed goes on to the numbers of the unbroken one, or says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medsam3 import distributed
+from medsam3.data import sampler
+from medsam3.training import resume, trainer
+from medsam3.training.step import optimizer_step
+
+SETTINGS = (
+    "trainer.epochs=2",
+    "trainer.log_every_steps=3",
+    "trainer.average_decay=0.9",
+    "evaluation.images=1",
+    "model.regularisation.stochastic_depth=0.2",  # random numbers, which must go on where they stopped
+    "model.regularisation.attention_dropout=0.1",
+    "model.regularisation.feed_forward_dropout=0.1",
+)
+STEPS = 8  # of an epoch
+
+
+@pytest.fixture(autouse=True)
+def short_epochs(monkeypatch):
+    monkeypatch.setattr(sampler, "_shares", lambda *_: np.asarray([STEPS]))
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    """Lines and final state of a run that nothing disturbs."""
+    from tests.training.conftest import SMALL, TrainConfig, composed
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "_shares", lambda *_: np.asarray([STEPS]))
+        trainer.train(composed("train", TrainConfig, *SMALL, *data, f"output_dir={folder}", *SETTINGS))
+    return lines(folder), state(folder)
+
+
+def lines(folder: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the machine."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("speed/", "memory/"))} for row in rows]
+
+
+def state(folder: Path) -> dict:
+    return torch.load(folder / "last/state.pt", weights_only=True)
+
+
+def assert_same(one, other) -> None:
+    """Bit for bit."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def at_step(number: int, action) -> object:
+    """An optimizer step after which, at this number, something happens."""
+
+    def step(run, *args):
+        optimizer_step(run, *args)
+        if run.progress.step == number:
+            action()
+
+    return step
+
+
+def before_step(number: int, action) -> object:
+    def step(run, *args):
+        if run.progress.step + 1 == number:
+            action()
+        optimizer_step(run, *args)
+
+    return step
+
+
+def send(number: signal.Signals):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def ending(*_: object, **__: object) -> None:
+    raise KeyError("as a kill would")
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize(
+    "step", [5, STEPS, 2 * STEPS]
+)  # within an interval of the log; at the end of an epoch; at last
+def test_a_signal_finishes_the_step_saves_and_the_run_goes_on_to_the_same_numbers(
+    name, status, step, configure, unbroken, monkeypatch, tmp_path, capsys
+):
+    if step != 5 and name != "SIGTERM":
+        pytest.skip("once is enough")
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "optimizer_step", before_step(step, send(signal.Signals[name])))
+        with pytest.raises(SystemExit) as ended:
+            trainer.train(configure(*SETTINGS))
+    assert ended.value.code == status and signal.getsignal(signal.SIGTERM) == before
+    assert f"stopped by {name} after step {step}, which is saved" in capsys.readouterr().out
+    assert state(tmp_path / "run")["progress"]["step"] == step
+    trainer.train(configure(*SETTINGS))
+    assert f"resumes at step {step}" in capsys.readouterr().out
+    assert_same([*unbroken], [lines(tmp_path / "run"), state(tmp_path / "run") | {"config": unbroken[1]["config"]}])
+
+
+@pytest.mark.parametrize("where", ["in the validation", "between best and last", "while best is written"])
+def test_a_kill_around_the_validation_leaves_every_line_once(where, configure, unbroken, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        if where == "in the validation":
+            patch.setattr(trainer, "mean_score", ending)
+        elif where == "while best is written":
+            patch.setattr(trainer, "write_best", ending)
+        else:
+            original = trainer.save
+            patch.setattr(trainer, "save", lambda run: ending() if run.progress.validated else original(run))
+        with pytest.raises(KeyError, match="as a kill would"):
+            trainer.train(configure(*SETTINGS))
+    assert state(tmp_path / "run")["progress"] | {"best_dice": -1.0} == dataclasses.asdict(
+        resume.Progress(images=STEPS, step=STEPS)
+    )
+    trainer.train(configure(*SETTINGS))
+    assert lines(tmp_path / "run") == unbroken[0]
+
+
+def test_a_signal_in_the_validation_ends_at_once_because_all_is_saved(
+    configure, unbroken, monkeypatch, tmp_path, capsys
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "mean_score", lambda scores: send(signal.SIGTERM)())
+        with pytest.raises(SystemExit) as ended:
+            trainer.train(configure(*SETTINGS))
+    assert ended.value.code == 75 and state(tmp_path / "run")["progress"]["step"] == STEPS
+    assert f"stopped by SIGTERM after step {STEPS}, which is saved" in capsys.readouterr().out
+    trainer.train(configure(*SETTINGS))
+    assert lines(tmp_path / "run") == unbroken[0]
+
+
+def test_a_finished_run_goes_on_where_it_gets_more_epochs_but_not_fewer(configure, monkeypatch, tmp_path, capsys):
+    trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
+    finished = lines(tmp_path / "run")
+    trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
+    assert lines(tmp_path / "run") == finished
+    trainer.train(configure("trainer.epochs=2", "evaluation.images=1"))
+    assert f"resumes at step {STEPS}, {2 * STEPS} steps" in capsys.readouterr().out
+    assert lines(tmp_path / "run")[: len(finished)] == finished and lines(tmp_path / "run")[-1]["step"] == 2 * STEPS
+    with pytest.raises(ValueError, match=r"trainer\.epochs: 2 -> 1"):
+        trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
+
+
+def test_more_steps_go_on_within_the_epoch_that_was_cut_short(configure, tmp_path):
+    trainer.train(configure("trainer.max_steps=3", "evaluation.images=1"))
+    assert state(tmp_path / "run")["progress"]["images"] == 3
+    trainer.train(configure("trainer.max_steps=5", "evaluation.images=1"))
+    assert state(tmp_path / "run")["progress"]["images"] == 5
+
+
+def test_another_number_of_processes_goes_on_at_the_same_image(configure, monkeypatch, tmp_path, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "optimizer_step", at_step(3, ending))
+        with pytest.raises(KeyError):
+            trainer.train(configure("trainer.save_every_steps=2", "trainer.epochs=1", "evaluation.images=1"))
+    stored = state(tmp_path / "run")  # as two processes, one image each, would have left it after one step
+    stored["progress"] |= {"step": 1}
+    stored["config"]["processes"] = 2
+    stored["random_states"] *= 2
+    stored["meters"] *= 2
+    torch.save(stored, tmp_path / "run/last/state.pt")
+    trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
+    said = capsys.readouterr().out
+    assert "had 2 process(es) before: the epoch goes on at its image 2 of 8" in said
+    assert "resumes at step 1, 7 steps" in said  # the six images that are left, one a step
+    assert state(tmp_path / "run")["progress"]["step"] == 7
+
+
+@pytest.mark.parametrize("changed", ["split file", "data set"])
+def test_other_data_are_refused_by_name(changed, configure, data, monkeypatch, tmp_path):
+    splits = tmp_path / "splits"
+    shutil.copytree(data[0].removeprefix("data.splits="), splits)
+    settings = (f"data.splits={splits}", "trainer.max_steps=1", "evaluation.images=1")
+    trainer.train(configure(*settings))
+    if changed == "split file":
+        text = (splits / "mni152.csv").read_text()
+        (splits / "mni152.csv").write_text(text.replace('"val"', '"train"', 6))
+    else:
+        original = trainer.open_corpus
+
+        def opened(*args):
+            corpus = original(*args)
+            corpus.specs["mni152"] = dataclasses.replace(corpus.specs["mni152"], min_area_px=9)
+            return corpus
+
+        monkeypatch.setattr(trainer, "open_corpus", opened)
+    with pytest.raises(ValueError, match=f"{changed.replace(' ', '_').replace('data_set', 'dataset_file')}.*mni152: "):
+        trainer.train(configure(*settings))
+
+
+def test_a_second_run_of_the_folder_is_refused_with_host_and_process(configure, tmp_path):
+    (tmp_path / "run").mkdir()
+    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from medsam3.files import folder_lock\n"
+    code += "with folder_lock(pathlib.Path(sys.argv[2])): print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match=rf"is in use by process {other.pid} on \S+: wait for it or end it"):
+            trainer.train(configure())
+        other.kill()
+    trainer.train(configure("trainer.max_steps=1", "evaluation.images=1"))  # the lock does not outlive its process
+
+
+def test_a_run_folder_that_is_removed_ends_the_run(configure, monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer, "optimizer_step", at_step(2, lambda: shutil.rmtree(tmp_path / "run")))
+    with pytest.raises(OSError, match=r"run/metrics\.jsonl was removed or replaced"):
+        trainer.train(configure("trainer.max_steps=4"))
+    assert not (tmp_path / "run/best").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("[enforce fail] unexpected pos")]
+)
+def test_a_full_disk_is_said_with_path_and_need_and_the_state_of_before_is_kept(
+    error, configure, monkeypatch, tmp_path
+):
+    original = torch.save
+
+    def save(content, path):
+        if content["progress"]["step"] >= 2:
+            Path(path).write_bytes(b"half")
+            raise error
+        original(content, path)
+
+    monkeypatch.setattr(resume.torch, "save", save)
+    with pytest.raises(OSError, match=r"last/state\.pt: cannot be written, 0\.0\d+ GB are needed and .* GB free"):
+        trainer.train(configure("trainer.save_every_steps=1", "trainer.max_steps=4"))
+    assert state(tmp_path / "run")["progress"]["step"] == 1
+    assert [path.name for path in (tmp_path / "run/last").iterdir() if "partial" in path.name] == []
+
+
+def test_a_killed_loader_process_is_one_line_with_the_likely_cause(configure, monkeypatch, tmp_path):
+    def killed() -> None:
+        raise RuntimeError("DataLoader worker (pid 24867) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(trainer, "optimizer_step", at_step(1, killed))
+    with pytest.raises(
+        OSError, match=r"process was killed \(.*pid 24867.*out of memory, or of /dev/shm.*data\.workers=0"
+    ):
+        trainer.train(configure())
+
+
+def test_the_newest_states_are_kept(configure, tmp_path):
+    trainer.train(configure("trainer.max_steps=5", "trainer.save_every_steps=1", "trainer.keep_states=3"))
+    names = sorted(path.name for path in (tmp_path / "run/last").glob("*.pt"))
+    assert names == ["state.pt", "state_00000004.pt", "state_00000005.pt"]  # step 5 before its validation
+    older = torch.load(tmp_path / "run/last/state_00000004.pt", weights_only=True)
+    assert older["progress"]["step"] == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", None])
+def test_a_damaged_state_is_refused(content, configure, tmp_path):
+    (tmp_path / "run/last").mkdir(parents=True)
+    path = tmp_path / "run/last/state.pt"
+    torch.save({"model": {}}, path) if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.pt: not a run's state .*; remove it to start again"):
+        trainer.train(configure())
+
+
+def test_a_hanging_rank_ends_the_run_and_is_named(monkeypatch, tmp_path, capsys):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        ended: list[int] = []
+        monkeypatch.setattr(distributed.os, "_exit", ended.append)
+        watch = distributed.Watch(timeout_minutes=0.001)
+        watch.doing("loads images for step 7")
+        watch.close()  # its thread; what it would do at the time is done here
+        watch._end()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert ended[-1] == distributed.Watch.STATUS
+    assert "rank 0: loads images for step 7 (on" in capsys.readouterr().err
