@@ -323,6 +323,18 @@ def test_total_is_scaled_by_the_root_of_the_queries() -> None:
     assert scaled.item() == pytest.approx(2 * SetPredictionLoss(config)(output, targets).total.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(("padded", "divisor"), [(5, 8), (8, 8), (40, 40)])
+def test_the_class_loss_is_divided_by_padded_queries_or_by_the_predictions_where_these_are_more(
+    padded, divisor
+) -> None:
+    _, output, targets = random_batch([1, 2], predictions=8)
+    config = loss_config("box_only")
+    config.find.padded_queries = 200
+    of_200 = SetPredictionLoss(config)(output, targets).terms["class"].item()
+    config.find.padded_queries = padded
+    assert SetPredictionLoss(config)(output, targets).terms["class"].item() == pytest.approx(of_200 * 200 / divisor)
+
+
 def test_semantic_presence_acts_on_the_decoders_final_presence_logit() -> None:
     leaves, output, targets = random_batch([1, 0])
     config = loss_config("paper")

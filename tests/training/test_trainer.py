@@ -4,6 +4,7 @@ processes take the step of one process with both batches."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -21,9 +22,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "last/state.pt", weights_only=True)["model"]
 
 
-def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss/total"] for line in lines if "loss/total" in line]
+def scalars(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path, name: str = "loss/total") -> list[float]:
+    return [line[name] for line in scalars(run) if name in line]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -59,6 +63,14 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_the_first_step_trains_both_halves_and_its_gradient_is_clipped(run):
+    (line,) = [line for line in scalars(run) if "loss/total" in line]
+    assert "loss/class_o2m" in line and line["gradient_norm"] > 1
+    moments = torch.load(run / "last/state.pt", weights_only=True)["optimizer"]["state"].values()
+    norm = math.sqrt(sum(moment["exp_avg"].square().sum().item() for moment in moments))
+    assert norm == pytest.approx((1 - 0.9) * 0.1, rel=1e-3)  # (1 - beta1) of a gradient of norm clip_norm
+
+
 def test_a_changed_configuration_is_refused_with_the_differing_keys(run, data, tmp_path):
     shutil.copytree(run, tmp_path / "runs/run")
     done = train(tmp_path, data, "name=run", "trainer.max_steps=1", "optim.weight_decay=0.5", "seed=1", check=False)
@@ -76,6 +88,7 @@ def test_two_processes_take_the_step_of_one_process_with_both_batches(data, tmp_
     common = ["trainer.max_steps=2", "data.max_queries=3", "optim.schedule.warmup=0"]
     train(tmp_path, data, *common, "name=two", processes=2)
     train(tmp_path, data, *common, "name=one", "trainer.accumulation_steps=2")
-    assert losses(tmp_path / "runs/two") == pytest.approx(losses(tmp_path / "runs/one"), rel=1e-4)
+    for name in ("loss/total", "gradient_norm"):  # the norm before clipping, which hides a wrong scale
+        assert losses(tmp_path / "runs/two", name) == pytest.approx(losses(tmp_path / "runs/one", name), rel=1e-4)
     two, one = weights(tmp_path / "runs/two"), weights(tmp_path / "runs/one")
     assert max((two[name] - one[name]).abs().max().item() for name in one) < 1e-5
