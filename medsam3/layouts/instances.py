@@ -150,10 +150,13 @@ class Instances:
         return Instances((width, height), boxes, tuple(np.rot90(crop) for crop in self.crops), self.dropped)
 
     def resized(self, size: tuple[int, int], out: Mask | None = None) -> Mask:
-        """[N, h, w] (`out`, if given, which holds no mask yet) by area: pixels of which an instance covers at least half (bilinear with antialiasing).
+        """[N, h, w] by area: pixels of which an instance covers at least half (bilinear with antialiasing).
 
         An instance that covers no pixel by half keeps those that it covers at least half as much as any, so every
         instance with a box has a mask. Only what surrounds its box is resized; the result is that of the whole mask.
+
+        Args:
+            out: [N, h, w] of False that is filled in place of a new array.
         """
         masks = np.zeros((len(self), *size), dtype=bool) if out is None else out
         for mask, (x0, y0, x1, y1), crop in zip(masks, self.boxes_px.tolist(), self.crops, strict=True):
