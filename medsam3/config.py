@@ -405,12 +405,17 @@ def check(config: Any) -> None:
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
     if isinstance(config, TrainConfig):
         _check_training(config)
-    if isinstance(config, EvaluateConfig) and config.evaluation.concepts == "paper":
-        if config.predictions is not None or config.evaluation.save_masks:
-            raise ValueError(
-                "evaluation.concepts=paper: mask files hold our concepts, so leave out predictions and save_masks"
-            )
-    if isinstance(config, EvaluateConfig) and config.prompt != "text":
+    if isinstance(config, EvaluateConfig):
+        _check_evaluation(config)
+
+
+def _check_evaluation(config: EvaluateConfig) -> None:
+    mask_files = config.predictions is not None or config.evaluation.save_masks
+    if config.evaluation.concepts == "paper" and mask_files:
+        raise ValueError(
+            "evaluation.concepts=paper: mask files hold our concepts, so leave out predictions and save_masks"
+        )
+    if config.prompt != "text":
         if config.evaluation.ask != "present":
             raise ValueError(f"prompt={config.prompt}: needs evaluation.ask=present, as what is not there has no box")
         if config.predictions is not None:

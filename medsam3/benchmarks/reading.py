@@ -1,24 +1,29 @@
 """Time from files, or from cached slices, to a training sample.
 
-Times are medians over interleaved repeats: what else the machine does meets both sides of a comparison alike. Pictures
-are read with one thread, as a data loading process does.
+Times are CPU times of one thread, as a data loading process has it (the files are in memory after the first round), and
+medians over interleaved repeats: what else the machine does meets both sides of a comparison alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from PIL import Image
 
 from medsam3.benchmarks.parts import MANY_QUERIES, SEED
-from medsam3.data.batch import Query
+from medsam3.command_line import CONFIG_FOLDER
+from medsam3.config import TrainConfig, register_schemas, typed
+from medsam3.data.augmentation import Augmentation
+from medsam3.data.batch import Query, Sample
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.prompts import PromptDraw
@@ -28,14 +33,14 @@ from medsam3.layouts.instances import Instances
 Steps = Mapping[str, Callable[[], object]]
 
 
-def interleaved(steps: Steps, repeats: int) -> dict[str, list[float]]:
+def interleaved(steps: Steps, repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
     """Milliseconds of each step, `repeats` times all of them in turn; a first round warms up and is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
-            times[name].append(1000 * (time.perf_counter() - start))
+            times[name].append(1000 * (clock() - start))
     return {name: values[1:] for name, values in times.items()}
 
 
@@ -46,6 +51,7 @@ class ReadingTimes:
     subject: str  # how many images of which size
     baseline: float
     sample: float
+    augmented: float  # sample with augmentation=by_modality
     beyond: float  # sample - baseline of the same round
     ratio: float  # sample / baseline of the same round
     parts: dict[str, float]  # what the sample's time goes to
@@ -71,7 +77,9 @@ def _sample_times(
     corpus: Corpus, image_size: int, repeats: int, baseline: Callable[[Path, NDArray[np.uint8]], object]
 ) -> ReadingTimes:
     torch.set_num_threads(1)
-    dataset = QueryDataset(corpus, "train", image_size, PromptDraw(corpus, MANY_QUERIES), seed=SEED)
+    prompts = PromptDraw(corpus, MANY_QUERIES)
+    dataset = QueryDataset(corpus, "train", image_size, prompts, SEED)
+    varied = QueryDataset(corpus, "train", image_size, prompts, SEED, augmentation=_by_modality(corpus))
     (reader,) = corpus.readers.values()
     collected: list[dict[str, list[float]]] = []
     sizes, instances = [], 0
@@ -81,26 +89,40 @@ def _sample_times(
         steps: Steps = {
             "baseline": partial(baseline, reader.root / item.image, image),
             "sample": partial(dataset.__getitem__, place),
+            "augmented": partial(_each_time_another, varied, place, count()),
             "read the image": partial(reader.image, item),
             "read the masks": partial(reader.masks, item),
             "resize the image": partial(image_to_tensor, image, image_size),
             "resize the masks": partial(_queries, masks, image_size),
         }
-        collected.append(interleaved(steps, repeats))
+        collected.append(interleaved(steps, repeats, time.process_time))
         sizes.append(image.shape[:2])
         instances += sum(len(found) for found in masks.values())
     times = {step: np.concatenate([values[step] for values in collected]) for step in collected[0]}
-    sample, plain = times.pop("sample"), times.pop("baseline")
+    sample, plain, augmented = times.pop("sample"), times.pop("baseline"), times.pop("augmented")
     (height, width), (high, wide) = np.min(sizes, axis=0), np.max(sizes, axis=0)
     sizes_seen = f"{width} x {height} to {wide} x {high} px"
     return ReadingTimes(
         subject=f"{len(dataset)} of {sizes_seen}, {instances / len(dataset):.1f} masks each",
         baseline=float(np.median(plain)),
         sample=float(np.median(sample)),
+        augmented=float(np.mean(augmented)),  # steps come by chance: the mean counts
         beyond=float(np.median(sample - plain)),
         ratio=float(np.median(sample / plain)),
         parts={step: float(np.median(values)) for step, values in times.items()},
     )
+
+
+def _by_modality(corpus: Corpus) -> Augmentation:
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = typed(compose("train", ["augmentation=by_modality"]), TrainConfig)
+    return Augmentation(config.data.augmentation, corpus.specs)
+
+
+def _each_time_another(dataset: QueryDataset, place: int, epochs: Iterator[int]) -> Sample:
+    dataset.set_epoch(next(epochs))
+    return dataset[place]
 
 
 def _queries(masks: Mapping[str, Instances], image_size: int) -> list[Query]:

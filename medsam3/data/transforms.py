@@ -68,12 +68,10 @@ def to_query(sample_id: str, text: str, instances: Instances, frame: Frame, kind
 
     An instance that is too thin for the resized mask keeps a piece there (see `Instances.resized`).
     """
-    masks = instances.resized((frame.side, frame.side))
+    masks = np.zeros((len(instances), frame.size, frame.size), dtype=bool)
+    instances.resized((frame.side, frame.side), out=masks[frame.place])
     boxes = instances.boxes_cxcywh
     if frame.side != frame.size:
-        canvas = np.zeros((len(masks), frame.size, frame.size), dtype=bool)
-        canvas[frame.place] = masks
-        masks = canvas
         scale = np.float32(frame.side / frame.size)
         boxes = boxes * scale + np.asarray([frame.left, frame.top, 0, 0], np.float32) / np.float32(frame.size)
     return Query(sample_id, text, torch.from_numpy(boxes), torch.from_numpy(masks), kind)

@@ -149,13 +149,16 @@ class Instances:
         boxes = np.stack([y0, width - x1, y1, width - x0], axis=1).astype(np.int32)
         return Instances((width, height), boxes, tuple(np.rot90(crop) for crop in self.crops), self.dropped)
 
-    def resized(self, size: tuple[int, int]) -> Mask:
+    def resized(self, size: tuple[int, int], out: Mask | None = None) -> Mask:
         """[N, h, w] by area: pixels of which an instance covers at least half (bilinear with antialiasing).
 
         An instance that covers no pixel by half keeps those that it covers at least half as much as any, so every
         instance with a box has a mask. Only what surrounds its box is resized; the result is that of the whole mask.
+
+        Args:
+            out: [N, h, w] of False that is filled in place of a new array.
         """
-        masks = np.zeros((len(self), *size), dtype=bool)
+        masks = np.zeros((len(self), *size), dtype=bool) if out is None else out
         for mask, (x0, y0, x1, y1), crop in zip(masks, self.boxes_px.tolist(), self.crops, strict=True):
             rows = _Span.around(y0, y1, self.size[0], size[0])
             columns = _Span.around(x0, x1, self.size[1], size[1])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as tvf
 
 from medsam3.command_line import CONFIG_FOLDER
 from medsam3.config import AugmentationConfig, LookConfig, TrainConfig, register_schemas, typed
-from medsam3.data.augmentation import Augmentation, restained, thinned, window_around
+from medsam3.data.augmentation import Augmentation, restained, thinned, toned, window_around
 from medsam3.data.dataset import MAX_TARGETS
 from medsam3.data.sampler import ImageSampler
 from medsam3.layouts.instances import Instances
@@ -192,7 +193,7 @@ def test_each_step_changes_what_it_should(shipped, make_spec):
     pixels = torch.from_numpy(np.random.RandomState(0).randint(40, 200, (3, 64, 64)).astype(np.uint8))
     changed = {}
     for step in ("brightness", "contrast", "gamma", "blur", "noise", "stain"):
-        look = {"pathology": dataclasses.replace(PLAIN, **{step: 0.1})}
+        look = {"pathology": dataclasses.replace(PLAIN, **{step: 0.6 if step == "blur" else 0.1})}
         augmentation = Augmentation(dataclasses.replace(shipped, chance=1.0, modalities=look), {"a": spec})
         changed[step] = augmentation.repainted("a", pixels, random.Random(1)).float()
         assert changed[step].shape == pixels.shape and not torch.equal(changed[step], pixels.float())
@@ -203,6 +204,8 @@ def test_each_step_changes_what_it_should(shipped, make_spec):
     noise = changed["noise"] - before
     assert (noise[0] - noise[1]).abs().mean() < 0.5  # a grey stays grey
     assert 1 < noise.std() < 26 and abs(noise.mean()) < 1
+    chain = tvf.adjust_gamma(tvf.adjust_contrast(tvf.adjust_brightness(pixels, 1.2), 0.7), 1.3)
+    assert (toned(pixels, 1.2, 0.7, 1.3).int() - chain.int()).abs().max() <= 2  # which rounds after each step
     white = torch.full((3, 4, 4), 255, dtype=torch.uint8)
     assert torch.equal(restained(white, [0.5, 1.5, 1.0]), white)
     assert (restained(pixels, [1.0, 1.0, 1.0]).int() - pixels.int()).abs().max() <= 1

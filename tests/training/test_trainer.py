@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -47,10 +48,16 @@ def interrupting(save):
 
 
 def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
+    """Bit for bit, with everything that is drawn: pictures, words, absent concepts, order."""
     settings = ["trainer.epochs=2", "trainer.max_steps=6", "trainer.save_every_steps=2", "name=run"]
+    settings += ["augmentation=by_modality", "data.absent_concepts=2", "data.hard_negatives=1", "data.synonyms=0.5"]
+    settings += ["data.max_targets=crop", "data.max_repeats=2"]
     (tmp_path / "unbroken").mkdir()
     (tmp_path / "broken").mkdir()
-    train(tmp_path / "unbroken", data, *settings)
+    done = train(tmp_path / "unbroken", data, *settings)
+    assert "sampling an image comes so many times in an epoch of 96: mni152 1 (96 images)" in done.stdout
+    (present, hard, easy) = map(int, re.findall(r"asked: (\d+) present, (\d+) hard, (\d+) easy", done.stdout)[0])
+    assert (present, hard + easy) == (18, 12) and hard >= 6  # six images of three concepts
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "save", interrupting(trainer.save))
         stopped = train(tmp_path / "broken", data, *settings, check=False)
