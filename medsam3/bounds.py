@@ -25,6 +25,7 @@ BELOW_1 = Range("0 or more, and less than 1", lambda value: 0 <= value < 1)
 SEED = Range("from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 SIDE_PX = Range("a multiple of 14, 28 or more, for example 224 or 1008", lambda px: px >= 28 and px % 14 == 0)
 NNUNET_ID = Range("from 1 to 999", lambda value: 1 <= value <= 999)
+PERCENT = Range("from 0 to 100", lambda value: 0 <= value <= 100)
 BITS = Range("from 0 to 256", lambda value: 0 <= value <= 256)
 
 # The first pattern that fits a key counts; keys as on the command line.
@@ -69,6 +70,11 @@ RANGES: dict[str, Range] = {
     "evaluation.overlays": NOT_NEGATIVE,
     "box_noise": NOT_NEGATIVE,
     "box_noise_max_px": POSITIVE,
+    "volume.seed_threshold": FRACTION,
+    "volume.nms_iou": FRACTION,
+    "volume.slices_per_pass": POSITIVE,
+    "volume.*": NOT_NEGATIVE,
+    "scan.percentiles": PERCENT,
     "max_distance": BITS,
     "export_id": NNUNET_ID,
     "attempts": POSITIVE,

@@ -223,13 +223,26 @@ class EvaluationConfig:
 class ScanConfig:
     """How a volume is read and shown to the model; null: as its header says."""
 
-    axis: Any = (
-        MISSING  # axial | coronal | sagittal (turned upright), 0 | 1 | 2 (as stored); null: as acquired, or axial
-    )
+    axis: Any = MISSING  # axial | coronal | sagittal (upright), 0 | 1 | 2 (as stored); null: as acquired, or axial
     window: list[float] | None = MISSING  # voxel values shown as black and white
     modality_windows: dict[str, list[float]] = MISSING  # where the header has no window, by modality (DICOM)
     percentiles: list[float] = MISSING  # of all voxels, shown as black and white: where nothing else says it
     series: str | None = MISSING  # key of a DICOM series, where a folder holds several
+
+
+@dataclass
+class VolumeConfig:
+    """How slices become masks in three dimensions."""
+
+    mode: str = MISSING  # detector (each slice alone) | tracker (detected, then followed from slice to slice)
+    slices_per_pass: int = MISSING
+    smoothing_slices: float = MISSING  # standard deviation of the blur from slice to slice; 0: none
+    seed_threshold: float | None = MISSING  # connected parts without an instance of this score go; null: all stay
+    min_component_mm3: float = MISSING  # smaller connected parts go
+    largest_component: bool = MISSING  # only the largest connected part of each concept stays
+    nms_iou: float = MISSING  # tracker: of instances of a concept that overlap more the best is followed; 0: all are
+    bridge_slices: int = MISSING  # tracker: slices in a row without a detection on which a track is still shown
+    tracker_vision: str = MISSING  # auto | original (its own, exact) | shared (the detector's, once per slice)
 
 
 @dataclass
@@ -340,6 +353,8 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "evaluation.concepts": ("ours", "paper"),
     "evaluation.ask": ("present", "all"),
     "prompt": ("text", "box", "noisy_box", "text_box"),
+    "volume.mode": ("detector", "tracker"),
+    "volume.tracker_vision": ("auto", "original", "shared"),
     "wandb.mode": ("auto", "online", "offline", "off"),
 }
 

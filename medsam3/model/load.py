@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -14,9 +15,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from medsam3.checkpoints.files import RECORD
 from medsam3.checkpoints.model_config import VIT_LAYER_NORM_EPS
-from medsam3.checkpoints.weights import detector_model, open_checkpoint
+from medsam3.checkpoints.weights import detector_model, load_video_model, open_checkpoint
 from medsam3.model.tiny import PATCH_PX, tiny_config
 from medsam3.model.tokenizer import ConceptTokenizer, clip_tokenizer, tokenizer_of
+
+if TYPE_CHECKING:
+    from transformers import Sam3VideoModel
 
 HUB_FILES = [
     "config.json",
@@ -84,6 +88,24 @@ def local_checkpoint(checkpoint: str) -> Path | None:
     if checkpoint == "tiny":
         return None
     return Path(checkpoint) if Path(checkpoint).exists() else _download(checkpoint)
+
+
+def load_tracker(checkpoint: str, image_size: int) -> tuple[Sam3VideoModel, str]:
+    """SAM3 with its tracker, in float32, the vision backbone set as in `load_sam3`, and the report.
+
+    Args:
+        checkpoint: sam3.pt, a folder of Sam3VideoModel, or a hub id; fine-tuned detectors are loaded beside it.
+
+    Raises:
+        ValueError: as `load_sam3`; also where the checkpoint has no tracker.
+    """
+    disable_progress_bar()
+    path = local_checkpoint(checkpoint)
+    if path is None:
+        raise ValueError(f"checkpoint={checkpoint}: has no tracker: give a checkpoint of the whole SAM3")
+    model, report = load_video_model(path, image_size=image_size)
+    _as_meta(model.detector_model)
+    return model, report
 
 
 def _as_meta(model: Sam3Model) -> None:

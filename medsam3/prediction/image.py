@@ -49,7 +49,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Query:
+class Query:
     """A query's heads and the mask logits that its rules chose, [h, w] by number of prediction or SEMANTIC."""
 
     heads: Heads
@@ -107,7 +107,7 @@ class ImagePredictor:
         Raises:
             ValueError: the model answers with scores or masks that are not finite.
         """
-        queries = list(self._queries(image, list(prompts) or list(concepts), boxes))
+        queries = list(self.ask([image], list(prompts) or list(concepts), boxes))
         answers: list[dict[str, Answer]] = [{} for _ in concepts]
         places = {place for place, concept in enumerate(concepts) if concept in exclusive}
         for rule in self.config.rules:
@@ -119,18 +119,27 @@ class ImagePredictor:
             for concept, query, found in zip(concepts, queries, answers, strict=True)
         ]
 
-    def _queries(self, image: np.ndarray, prompts: list[str], boxes: Sequence[np.ndarray]) -> Iterator[_Query]:
-        """Run the detector, `queries_per_pass` prompts at a time."""
+    @torch.inference_mode()
+    def ask(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], boxes: Sequence[np.ndarray] = ()
+    ) -> Iterator[Query]:
+        """The same prompts to every image: what the rules choose, image after image, prompt after prompt.
+
+        The vision encoder sees the images together, the rest `queries_per_pass` pairs of image and prompt at a time.
+        Arguments and errors: see `predict`; boxes are of a single image.
+        """
+        assert len(images) == 1 or not len(boxes)
         was_training = self.detector.training
         self.detector.eval()
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                pixels = image_to_tensor(image, self.image_size)[None]
+                pixels = torch.stack([image_to_tensor(image, self.image_size) for image in images])
                 features = self.detector.encode_images(pixels.to(self.device))
-                for start in range(0, len(prompts), self.config.queries_per_pass):
+                pairs = [(number, prompt) for number in range(len(images)) for prompt in prompts]
+                for start in range(0, len(pairs), self.config.queries_per_pass):
                     part = slice(start, start + self.config.queries_per_pass)
-                    asked = prompts[part]
-                    image_index = torch.zeros(len(asked), dtype=torch.long, device=self.device)
+                    asked = [prompt for _, prompt in pairs[part]]
+                    image_index = torch.tensor([number for number, _ in pairs[part]], device=self.device)
                     inputs: dict[str, Any] = {"box_prompts": _padded(boxes[part], self.device)} if boxes else {}
                     output = self.detector.detect(features, image_index, self._encoded(asked), **inputs)
                     yield from self._chosen(output, asked)
@@ -147,7 +156,7 @@ class ImagePredictor:
         known = [self._texts[text] for text in prompts]
         return TextFeatures(torch.cat([text.tokens for text in known]), torch.cat([text.valid for text in known]))
 
-    def _chosen(self, output: DetectorOutput, prompts: list[str]) -> Iterator[_Query]:
+    def _chosen(self, output: DetectorOutput, prompts: list[str]) -> Iterator[Query]:
         """The choices of every rule, and the masks that they need."""
         logits, presence = output.one_to_one.logits[-1].float(), output.presence[-1].float().sigmoid()
         scores = logits.sigmoid() * presence[:, None]
@@ -165,7 +174,7 @@ class ImagePredictor:
             layers = [found | {SEMANTIC: mask.float()} for found, mask in zip(layers, output.semantic, strict=True)]
         _refuse_not_finite([all(mask.isfinite().all() for mask in found.values()) for found in layers], prompts)
         for values in zip(heads, choices, layers, strict=True):
-            yield _Query(*values)
+            yield Query(*values)
 
     def _masks(
         self,
@@ -178,7 +187,7 @@ class ImagePredictor:
         masks: list[Tensor | None] = []
         for place, (choice, logits) in enumerate(chosen):
             shared = overlaps is not None and place in exclusive
-            mask, confidence = _laid_over(choice, logits, size, self.device, with_confidence=shared)
+            mask, confidence = laid_over(choice, logits, size, self.device, with_confidence=shared)
             if shared:
                 assert overlaps is not None and confidence is not None
                 overlaps.add(place, mask, confidence)
@@ -187,7 +196,7 @@ class ImagePredictor:
         return [mask.cpu().numpy() for mask in resolved if mask is not None]
 
 
-def _laid_over(
+def laid_over(
     choice: Choice, logits: dict[int, Tensor], size: tuple[int, int], device: torch.device, with_confidence: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The union [H, W] of a rule's masks, and at each pixel the highest of confidence x probability."""
