@@ -91,6 +91,20 @@ def test_saved_masks_have_the_names_and_values_of_the_export(corpus, small_set, 
     assert dice_by_hand(own / f"{images[0].item}.png", labels / f"{images[0].item}.png", 1) == pytest.approx(0.9)
 
 
+def test_a_concept_that_is_nowhere_has_the_last_value_as_in_the_export(small_set, make_spec, tmp_path):
+    _, data = small_set
+    make_spec(concepts={3: "ascites", 2: RIGHT, 1: LEFT})
+    settings = prepare_config(data)
+    prepare(settings, [make_spec.folder])
+    settings.export_folder = str(tmp_path / "nn")
+    (exported,) = export_nnunet(settings, [make_spec.folder])
+    written(open_corpus(data, "small", [make_spec.folder]), tmp_path / "masks", resolved=True)
+    legends = [
+        json.loads((folder / "dataset.json").read_text()) for folder in (exported, tmp_path / "masks/top1/small")
+    ]
+    assert legends[0]["labels"] == legends[1]["labels"] == {"background": 0, RIGHT: 1, LEFT: 2, "ascites": 3}
+
+
 def test_nnunets_evaluator_gives_the_same_dice(corpus, small_set, make_spec, tmp_path):
     evaluator = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions", reason="nnU-Net is not installed")
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
