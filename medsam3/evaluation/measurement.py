@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from medsam3 import distributed
@@ -10,8 +12,10 @@ from medsam3.config import EvaluateConfig
 from medsam3.data.corpus import open_corpus
 from medsam3.data.manifest import split_file
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
+from medsam3.evaluation.extremes import EXTREMES, extreme_images
 from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.mask_files import MaskWriter
+from medsam3.evaluation.page import write_report
 from medsam3.evaluation.question import Question, Rows, rows_asked
 from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.tables import (
@@ -30,7 +34,7 @@ MASK_FOLDER = "masks"
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Measure a checkpoint, or masks from files, on a split and write results.csv, results.json, table.md, prompts.md,
-    overlays/ and, with evaluation.save_masks, masks/.
+    overlays/, report.html and, with evaluation.save_masks, masks/.
 
     Raises:
         ValueError: unknown split, no prepared data set, a checkpoint that cannot be loaded or that was trained on the
@@ -62,16 +66,22 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.evaluation.save_masks:
             writer = MaskWriter(folder / MASK_FOLDER, corpus, parts, config.prediction.resolve_overlaps)
         evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer)
+        if config.evaluation.overlays:  # once more, for their pictures: nobody knew before which they would be
+            shown, chosen = replace(config.evaluation, overlays=len(EXTREMES)), extreme_images(evaluation, asked)
+            evaluation.overlays |= run_evaluation(source.answers, corpus, chosen, shown).overlays
         if distributed.is_main():
+            beside = os.path.relpath(config.baseline, folder) if config.baseline else None
             titles = {name: spec.title for name, spec in corpus.specs.items()}
             table = rule_tables(evaluation.scores, titles, baseline.scores if baseline else None)
             if differences:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
-            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores))
+            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores, beside))
             write_evaluation(folder, evaluation)
             say(f"\n{table}\nresults.csv, results.json, table.md and overlays/ lie in {folder}")
         journal.discard()
+        if distributed.is_main():
+            say(f"report   {write_report(folder)}")
         return evaluation
 
 

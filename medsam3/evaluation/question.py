@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from medsam3.config import PredictionConfig
 from medsam3.data.corpus import Corpus
-from medsam3.data.manifest import ImageRows
+from medsam3.data.manifest import ImageRows, excluded_items
 from medsam3.evaluation.evaluator import concepts_asked
 from medsam3.evaluation.metrics import METRICS
 
@@ -24,6 +24,8 @@ class Rows:
     split_sha256: str
     images: int
     images_sha256: str  # over the ids and the concepts asked of each
+    not_asked: int  # further images of the part: without a concept to ask for, or beyond evaluation.images
+    excluded: int  # items that were left out when the set was prepared
     prompts: dict[str, str]  # concept -> the words that asked for it
 
 
@@ -63,6 +65,8 @@ def rows_asked(
             split_sha256=corpus.split_hash(name),
             images=len(images[name]),
             images_sha256=_hash([[rows.item, *sorted(concepts_asked(rows, ask))] for rows in images[name]]),
+            not_asked=len(corpus.images(name, part)) - len(images[name]),
+            excluded=excluded_items(corpus.split_file(name)),
             prompts={concept: corpus.prompt(name, concept) for concept in corpus.specs[name].concept_names},
         )
         for name, part in parts.items()
