@@ -71,6 +71,8 @@ def _top(results: Pair) -> str:
         numbers.append((f"{answered:.1f}", f"% of {len(absent):,} absent concepts got a mask (lower is better)"))
     cells = "".join(f"<div><b>{escape(number)}</b>{escape(words)}</div>" for number, words in numbers)
     warnings = list(results.warnings)
+    if "box" in ours.question.get("prompt", ""):
+        warnings.append(f"Asked with prompt={ours.question['prompt']}: the model was shown where the truth lies.")
     if tuned := [name for name, rows in ours.question["rows"].items() if rows.get("part") == "val"]:
         warnings.append(
             f"Chosen on these rows: the part val of {listed(tuned)} picks the best checkpoint of a training, so "

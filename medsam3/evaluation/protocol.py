@@ -10,8 +10,8 @@ from typing import Any
 
 from medsam3.evaluation.beside import DRAWS, LEVEL, SEED, Pair, Side, dice_of, key_of
 from medsam3.evaluation.charts import table
-from medsam3.evaluation.comparison import MASKS
 from medsam3.evaluation.concept_f1 import SCORE_THRESHOLD, ImageLevel
+from medsam3.evaluation.mask_files import MASKS
 from medsam3.evaluation.refusals import false_positive_rate, presence_auroc
 from medsam3.evaluation.scores import QueryResult
 from medsam3.evaluation.statistics import MIN_GROUPS
@@ -24,12 +24,8 @@ def refusal_section(ours: Side) -> str:
     rows = []
     for rule in ours.rules:
         for name in ours.datasets:
-            there, absent = (
-                [case for case in ours.of(rule, name, present) if math.isfinite(case.score)]
-                for present in (True, False)
-            )
-            if absent:
-                rows.append([name, rule, *_refusals(there, absent)])
+            if absent := ours.of(rule, name, present=False):
+                rows.append([name, rule, *_refusals(ours.of(rule, name), absent)])
     head = "<h2>Does it say no?</h2>"
     if not rows:
         return (
@@ -49,13 +45,13 @@ def refusal_section(ours: Side) -> str:
 
 
 def _refusals(there: list[QueryResult], absent: list[QueryResult]) -> list[str]:
-    yes, no = ([case.score for case in cases] for cases in (there, absent))
+    yes, no = ([case.score for case in cases if math.isfinite(case.score)] for cases in (there, absent))
     hits, alarms = (sum(score >= SCORE_THRESHOLD for score in scores) for scores in (yes, no))
     masks = sum(case.prediction_px > 0 for case in absent) / len(absent)
     fractions = (masks, false_positive_rate(no, SCORE_THRESHOLD), presence_auroc(yes, no))
     mcc = ImageLevel(hits, alarms, len(no) - alarms, len(yes) - hits).mcc
     cells = ["–" if math.isnan(value) else f"{100 * value:.1f}" for value in fractions]
-    return [f"{len(yes):,}", f"{len(no):,}", *cells, f"{mcc:.3f}" if yes else "–"]
+    return [f"{len(there):,}", f"{len(absent):,}", *cells, f"{mcc:.3f}" if yes and no else "–"]
 
 
 def protocol_section(results: Pair) -> str:
@@ -79,7 +75,11 @@ def _plain(value: Any) -> str:
 def _input(asked: dict[str, Any]) -> str:
     if asked.get("prompt") == MASKS:
         return "masks from files; what was shown to their maker, and what it was trained on, is not known here"
-    shown = {"text": "text alone", "box": "the TRUE BOX of the target", "text_box": "text and the TRUE BOX of the target"}
+    shown = {
+        "text": "text alone",
+        "box": "the TRUE BOX of the target",
+        "text_box": "text and the TRUE BOX of the target",
+    }
     shown["noisy_box"] = f"the true box of the target with noise ({_known(asked, 'box_noise')})"
     return (
         f"{shown.get(asked.get('prompt', ''), _known(asked, 'prompt'))}; names {_known(asked, 'prompts')}; images at "

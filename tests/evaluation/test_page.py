@@ -133,6 +133,21 @@ def test_what_is_not_there_is_counted_apart(tmp_path):
     assert "50.0% of 2 absent concepts got a mask" in found.text
 
 
+def test_masks_without_scores_are_counted_all_the_same(tmp_path):
+    cases = [case("1", 0.5, score=math.nan), case("2", 0.0, present=False, truth_px=0, score=math.nan)]
+    found = read(write(tmp_path, cases, prompt="masks"))
+    row = next(row for row in found.rows if row[:3] == ["papila", "union", "1"] and len(row) == 8)
+    assert row[3:] == ["1", "100.0", "–", "–", "–"]
+    assert "masks from files" in found.row("Input")[1] and "shown where" not in found.text
+
+
+def test_a_model_that_saw_the_box_is_not_passed_off_as_asked_by_text(tmp_path):
+    found = read(write(tmp_path, [case("1", 0.5)], prompt="text_box"))
+    assert "the model was shown where the truth lies" in found.text and "TRUE BOX" in found.row("Input")[1]
+    found = read(write(tmp_path, [case("1", 0.5)], prompt="text"))
+    assert "shown where" not in found.text and found.row("Input")[1].startswith("text alone")
+
+
 def test_without_absent_concepts_the_report_says_that_it_cannot_tell(tmp_path):
     assert "No absent concept was asked" in read(write(tmp_path, [case("1", 0.5)])).text
 
