@@ -308,6 +308,13 @@ class EvaluateConfig(RunConfig):
 
 
 @dataclass
+class ReportConfig(RunConfig):
+    results: str = MISSING  # folder of a finished evaluation; its report.html is written anew
+    baseline: str | None = MISSING  # folder of another one on the same queries; null: the one of the evaluation
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
 class PrepareConfig(RunConfig):
     datasets: Any = MISSING  # a name or a use (train | internal | external: the paper's sets), or a list of them
     skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
@@ -364,6 +371,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="report_schema", node=ReportConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="audit_schema", node=AuditConfig)
     store.store(name="get_data_schema", node=GetDataConfig)

@@ -24,6 +24,7 @@ Validation slices of the MNI152 template, untrained (baseline) against trained (
 $(cat $out/trained/table.md)
 Dice of each prompt (row) against each truth (column), trained:
 $(cat $out/trained/prompts.md)
+Report:    $out/trained/report.html
 Pictures:  $out/trained/overlays/   Metrics: $out/metrics.jsonl   Model: $out/best/
 One averaged brain, left-right symmetric: this shows that the machine works, not that it generalises.
 END

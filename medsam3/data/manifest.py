@@ -5,6 +5,7 @@ A split file is plain CSV. Beside it lies an Arrow copy that is memory-mapped, s
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -44,6 +45,20 @@ COLUMNS = pa.schema(
 def split_file(folder: str | Path, name: str) -> Path:
     """The split file of a data set."""
     return Path(folder) / f"{name}.csv"
+
+
+def exclusions_file(split: Path) -> Path:
+    """The list of what was left out when a data set was prepared, beside its split file."""
+    return split.with_suffix(".exclusions.csv")
+
+
+def excluded_items(split: Path) -> int:
+    """How many items the list of exclusions holds."""
+    path = exclusions_file(split)
+    if not path.exists():
+        return 0
+    with path.open(encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.DictReader(file))
 
 
 def split_hash(path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from medsam3 import distributed
@@ -10,9 +12,11 @@ from medsam3.config import EvaluateConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import split_file
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
+from medsam3.evaluation.extremes import EXTREMES, extreme_images
 from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.metrics import check_metrics
+from medsam3.evaluation.page import write_report
 from medsam3.evaluation.question import Question, Rows, rows_asked
 from medsam3.evaluation.scores import dice_intervals
 from medsam3.evaluation.sources import Source, open_source
@@ -34,7 +38,7 @@ MASK_FOLDER = "masks"
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Measure a checkpoint, or masks from files, on a split and write results.csv, results.json, table.md, prompts.md,
-    overlays/ and, with evaluation.save_masks, masks/.
+    overlays/, report.html and, with evaluation.save_masks, masks/.
 
     Raises:
         ValueError: unknown split, no prepared data set, a checkpoint that cannot be loaded or that was trained on the
@@ -68,7 +72,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.evaluation.save_masks:
             writer = MaskWriter(folder / MASK_FOLDER, corpus, parts, config.prediction.resolve_overlaps)
         evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer)
+        if config.evaluation.overlays:  # once more, for their pictures: nobody knew before which they would be
+            pictured = replace(config.evaluation, overlays=len(EXTREMES))
+            extremes = extreme_images(evaluation, asked)
+            evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured).overlays
         if distributed.is_main():
+            beside = os.path.relpath(config.baseline, folder) if config.baseline else None
             titles = {name: spec.title for name, spec in corpus.specs.items()}
             table = rule_tables(
                 evaluation.scores, titles, baseline.scores if baseline else None, dice_intervals(evaluation.results)
@@ -79,11 +88,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             if differences:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
-            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores))
+            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores, beside))
             write_evaluation(folder, evaluation)
             write_table_3(folder, corpus, question, evaluation, baseline)
             say(f"\n{table}\nresults.csv, results.json, table.md and overlays/ lie in {folder}")
         journal.discard()
+        if distributed.is_main():
+            say(f"report   {write_report(folder)}")
         return evaluation
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from medsam3.config import EvaluationConfig, PredictionConfig
 from medsam3.data.corpus import Corpus
-from medsam3.data.manifest import ImageRows
+from medsam3.data.manifest import ImageRows, excluded_items
 from medsam3.evaluation.asking import concepts_asked
 
 
@@ -23,6 +23,8 @@ class Rows:
     split_sha256: str
     images: int
     images_sha256: str  # over the ids and the concepts asked of each
+    not_asked: int  # further images of the part: without a concept to ask for, or beyond evaluation.images
+    excluded: int  # items that were left out when the set was prepared
     prompts: dict[str, str]  # concept -> the words that asked for it
 
 
@@ -68,6 +70,8 @@ def rows_asked(
             images=len(images[name]),
             images_sha256=_hash([[item, *sorted(found)] for item, found in concepts.items()]),
             prompts={concept: corpus.prompt(name, concept) for concept in named},
+            not_asked=len(corpus.images(name, part)) - len(images[name]),
+            excluded=excluded_items(corpus.split_file(name)),
         )
     return asked
 

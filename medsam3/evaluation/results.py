@@ -35,6 +35,7 @@ class Rows:
     groups: list[str]
     present: NDArray[np.bool_]
     values: dict[str, NDArray[np.float64]]  # by metric
+    others: dict[str, list[Any]]  # further columns
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Results:
     folder: Path
     question: dict[str, Any]  # as results.json has it
     rows: dict[str, dict[str, Rows]]  # rule -> data set
+    baseline: str | None = None  # what it was shown beside: results.json, seen from the folder
 
 
 def read_results(path: str | Path) -> Results:
@@ -67,12 +69,12 @@ def read_results(path: str | Path) -> Results:
         ) from error
     rows = _read_rows(folder / "results.csv")
     _check_means(folder, rows, means)
-    return Results(folder, question, rows)
+    return Results(folder, question, rows, content.get("baseline"))
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
     try:
-        options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in _TEXTS})
+        options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in (*_TEXTS, "part", "prompt")})
         table = pyarrow.csv.read_csv(path, convert_options=options)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a results.csv ({error})") from error
@@ -83,6 +85,14 @@ def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
     texts = {name: table.column(name).to_pylist() for name in _TEXTS}
     present = np.asarray(table.column("present").to_pylist()).astype(bool)
     values = {name: np.asarray(table.column(name).to_pylist(), dtype=np.float64) for name in metrics}
+    for name in metrics:
+        wrong = values[name][np.isfinite(values[name]) & ((values[name] < 0) | (values[name] > 1))]
+        if METRICS[name].is_fraction and len(wrong):
+            raise ValueError(f"{path}: {name}={wrong[0]:g}: must lie in 0 to 1")
+    further = [name for name in table.column_names if name not in (*_TEXTS, *metrics, "present")]
+    others = {
+        name: [math.nan if value is None else value for value in table.column(name).to_pylist()] for name in further
+    }
     places: dict[tuple[str, str], list[int]] = {}
     for i, place in enumerate(zip(texts["rule"], texts["dataset"], strict=True)):
         places.setdefault(place, []).append(i)
@@ -94,7 +104,11 @@ def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
             raise ValueError(f"{path}: {dataset}/{twice[0]} has two rows for {twice[1]!r} by {rule}")
         groups = [texts["group"][i] for i in own]
         found.setdefault(rule, {})[dataset] = Rows(
-            keys, groups, present[own], {name: value[own] for name, value in values.items()}
+            keys,
+            groups,
+            present[own],
+            {name: value[own] for name, value in values.items()},
+            {name: [column[i] for i in own] for name, column in others.items()},
         )
     return found
 

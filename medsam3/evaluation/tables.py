@@ -81,11 +81,18 @@ def results_csv(results: Sequence[QueryResult]) -> str:
     return buffer.getvalue()
 
 
-def results_json(split: Any, question: Question, scores: dict[str, dict[str, Score]]) -> str:
-    """What was asked, and by each mask rule the scores per data set and their mean."""
+def results_json(
+    split: Any, question: Question, scores: dict[str, dict[str, Score]], baseline: str | None = None
+) -> str:
+    """What was asked, and by each mask rule the scores per data set and their mean.
+
+    Args:
+        baseline: the results.json beside which the report shows this one, as seen from the folder of this one.
+    """
     content = {
         "checkpoint": question.checkpoint,
         "split": split,
+        "baseline": baseline,
         "question": dataclasses.asdict(question),
         "rules": {
             rule: {

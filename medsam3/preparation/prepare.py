@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from medsam3.config import DataConfig, PrepareConfig
-from medsam3.data.manifest import split_file, split_hash, write_split
+from medsam3.data.manifest import exclusions_file, split_file, split_hash, write_split
 from medsam3.files import writable_folder, write_text
 from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
 from medsam3.layouts.readers import NotFoundError, check_reader, open_reader
@@ -118,7 +118,7 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
         raise ValueError(f"{spec.name}: no item is left:\n  {problems[0].item}: {problems[0].reason}")
     path = split_file(config.data.splits, spec.name)
     parts, remarks = tally.write(path, config.data)
-    write_text(path.with_suffix(".exclusions.csv"), exclusions_csv(problems))
+    write_text(exclusions_file(path), exclusions_csv(problems))
     return Summary(
         name=spec.name,
         title=spec.title,

@@ -124,5 +124,7 @@ def test_overlay_folder_holds_only_pictures_of_this_evaluation(data, tmp_path):
     old = tmp_path / "runs/run/overlays/old.png"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"")
-    run_script("evaluate.py", *EVALUATE, *data, "name=run", "evaluation.overlays=1", cwd=tmp_path)
+    run_script(
+        "evaluate.py", *EVALUATE, *data, "name=run", "evaluation.images=1", "evaluation.overlays=1", cwd=tmp_path
+    )
     assert len(list(Path(old.parent).iterdir())) == 3

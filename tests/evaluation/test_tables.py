@@ -72,7 +72,14 @@ RESULTS = [
     _result("papila", "RET002OD", "optic disc", 1.0, 1.0),
 ]
 ROWS = Rows(
-    part="val", split_by="image", split_sha256="aa", images=2, images_sha256="bb", prompts={"optic cup": "optic cup"}
+    part="val",
+    split_by="image",
+    split_sha256="aa",
+    images=2,
+    images_sha256="bb",
+    not_asked=0,
+    excluded=0,
+    prompts={"optic cup": "optic cup"},
 )
 QUESTION = Question(
     checkpoint="runs/a",

@@ -1,0 +1,183 @@
+"""A result and a baseline on the same queries beside each other, for the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from medsam3.config import differing_keys
+from medsam3.evaluation.results import FILES, Results, read_results
+from medsam3.evaluation.scores import QueryResult
+from medsam3.evaluation.statistics import MIN_DRAWS, MeanInterval, mean_interval
+from medsam3.files import file_hash
+from medsam3.messages import listed
+
+LEVEL, DRAWS, SEED = 0.95, MIN_DRAWS, 0  # of intervals
+OTHERS = ("part", "prompt", "score", "presence", "ceiling", "truth_px", "prediction_px")
+Key = tuple[str, str, str, str]
+
+
+def key_of(case: QueryResult) -> Key:
+    return case.dataset, case.item, case.concept, case.rule
+
+
+def dice_of(case: QueryResult) -> float:
+    return case.values["dice"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One evaluation: its rows as the evaluator made them."""
+
+    results: Results
+    cases: list[QueryResult]
+    hashes: dict[str, str]  # file -> SHA-256
+
+    @property
+    def folder(self) -> Path:
+        return self.results.folder
+
+    @property
+    def question(self) -> dict[str, Any]:
+        return self.results.question
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.cases[0].values)
+
+    @property
+    def rules(self) -> list[str]:
+        """The first one chooses the model."""
+        return list(self.results.rows)
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(case.dataset for case in self.cases))
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str, bool], list[QueryResult]]:
+        found: dict[tuple[str, str, bool], list[QueryResult]] = {}
+        for case in self.cases:
+            found.setdefault((case.rule, case.dataset, case.present), []).append(case)
+        return found
+
+    def of(self, rule: str, dataset: str | None = None, present: bool = True) -> list[QueryResult]:
+        """The cases of a rule, in one data set or all, whose concept is in the image (or is not)."""
+        names = self.datasets if dataset is None else [dataset]
+        return [case for name in names for case in self._parts.get((rule, name, present), [])]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric over cases."""
+
+    found: MeanInterval | None  # None: no value is finite
+    left_out: int  # values that are not finite
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A result, and perhaps a baseline."""
+
+    ours: Side
+    baseline: Side | None
+    before: dict[Key, QueryResult]  # of the baseline
+    differences: list[str]  # "key: of the baseline -> ours" of all that was asked differently, checkpoints apart
+    warnings: list[str]
+
+    def mean(self, cases: Sequence[QueryResult], metric: str, of_baseline: bool = False) -> Mean:
+        """Of these cases of ours, or of the same of the baseline; groups of two data sets are never the same."""
+        cases = self._of_baseline(cases) if of_baseline else cases
+        finite = _finite(cases, metric)
+        if not finite:
+            return Mean(None, len(cases))
+        groups = [f"{case.dataset}/{case.group}" for case in finite]
+        found = mean_interval([case.values[metric] for case in finite], groups, LEVEL, DRAWS, SEED)
+        return Mean(found, len(cases) - len(finite))
+
+    def averages(self, rule: str, metric: str) -> tuple[float | None, float | None]:
+        """Unweighted mean of the data sets' means, of ours and of the baseline; None if one of them has none."""
+        parts = [found for name in self.ours.datasets if (found := self.ours.of(rule, name))]
+        return _average(parts, metric), _average([self._of_baseline(part) for part in parts], metric)
+
+    def _of_baseline(self, cases: Sequence[QueryResult]) -> list[QueryResult]:
+        return [self.before[key_of(case)] for case in cases] if self.baseline else []
+
+
+def _finite(cases: Sequence[QueryResult], metric: str) -> list[QueryResult]:
+    return [case for case in cases if math.isfinite(case.values[metric])]
+
+
+def _average(parts: Sequence[Sequence[QueryResult]], metric: str) -> float | None:
+    finite = [[case.values[metric] for case in _finite(part, metric)] for part in parts]
+    return fmean(map(fmean, finite)) if finite and all(finite) else None
+
+
+def read_side(folder: Path) -> Side:
+    """
+    Raises:
+        ValueError: see `read_results`; or a column of the evaluator is missing.
+    """
+    results = read_results(folder)
+    try:
+        cases = [
+            QueryResult(
+                dataset=dataset,
+                item=item,
+                concept=concept,
+                group=rows.groups[i],
+                rule=rule,
+                present=bool(rows.present[i]),
+                values={name: float(values[i]) for name, values in rows.values.items()},
+                **{name: rows.others[name][i] for name in OTHERS},
+            )
+            for rule, found in results.rows.items()
+            for dataset, rows in found.items()
+            for i, (item, concept) in enumerate(rows.keys)
+        ]
+        cases[0].values["dice"]
+    except KeyError as error:
+        raise ValueError(f"{folder}/results.csv: no column {error.args[0]}; evaluate it again") from error
+    except IndexError as error:
+        raise ValueError(f"{folder}/results.csv: no result in it") from error
+    return Side(results, cases, {name: file_hash(results.folder / name) for name in FILES})
+
+
+def read_pair(folder: Path, baseline: Path | None = None) -> Pair:
+    """Read a result and its baseline.
+
+    Args:
+        baseline: folder or one of its files; None: the one that results.json names, if it is still there.
+
+    Raises:
+        ValueError: see `read_side`; or the baseline lacks a query of ours, or has another truth or fewer metrics.
+    """
+    ours = read_side(folder)
+    named = ours.results.baseline
+    if baseline is None and named and (ours.folder / named).with_name("results.csv").is_file():
+        baseline = ours.folder / named
+    if baseline is None:
+        words = f"No results.csv lies beside the baseline {named}, so it is not shown; baseline=<folder> names another."
+        return Pair(ours, None, {}, [], [words] if named else [])
+    other = read_side(baseline)
+    before = {key_of(case): case for case in other.cases}
+    lacking = [c for c in ours.cases if key_of(c) not in before or before[key_of(c)].truth_px != c.truth_px]
+    if lacking:
+        raise ValueError(
+            f"baseline={baseline} lacks {len(lacking)} of the {len(ours.cases)} queries of {folder}, or has another "
+            f"truth: {listed(' | '.join(key_of(case)) for case in lacking)}. Evaluate both alike"
+        )
+    if fewer := [name for name in ours.metrics if name not in other.metrics]:
+        raise ValueError(f"baseline={baseline} has no {', '.join(fewer)}: evaluate it again")
+    return Pair(ours, other, before, differing_keys(_comparable(other, ours), _comparable(ours, ours)), [])
+
+
+def _comparable(side: Side, ours: Side) -> dict[str, Any]:
+    """What was asked, without what is to be compared."""
+    question = {key: value for key, value in side.question.items() if key not in ("checkpoint", "weights_sha256")}
+    return question | {"rows": {name: rows for name, rows in question["rows"].items() if name in ours.datasets}}
