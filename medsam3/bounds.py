@@ -34,6 +34,7 @@ RANGES: dict[str, Range] = {
     "model.image_size": SIDE_PX,
     "image_size": SIDE_PX,
     "data.split.train_fraction": INSIDE,
+    "data.split.test_fraction": BELOW_1,
     "data.absent_concepts": NOT_NEGATIVE,
     "data.hard_negatives": NOT_NEGATIVE,
     "data.synonyms": FRACTION,

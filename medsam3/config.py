@@ -131,6 +131,7 @@ class OptimConfig:
 class SplitConfig:
     by: str = MISSING  # image | group
     train_fraction: float = MISSING
+    test_fraction: float = MISSING  # of the images, from those that are not for training; 0: no test part (paper)
     seed: int = MISSING
 
 
@@ -198,6 +199,8 @@ class PredictionConfig:
 class EvaluationConfig:
     """What is asked and shown; the same in validation and in evaluate.py."""
 
+    metrics: list[str] = MISSING  # names of evaluation/metrics.METRICS, dice among them
+    concepts: str = MISSING  # ours | paper (its task, where a data set has paper_concepts)
     ask: str = MISSING  # present (paper: only what is in the image) | all (also what was looked for and is not there)
     images: int | None = MISSING  # images per data set; null: all
     overlays: int = MISSING  # pictures per data set
@@ -320,6 +323,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "data.max_targets": ("keep", "drop", "crop"),
     "data.prompts": ("canonical", "paper"),
     "data.split.by": ("image", "group"),
+    "evaluation.concepts": ("ours", "paper"),
     "evaluation.ask": ("present", "all"),
     "prompt": ("text", "box", "noisy_box", "text_box"),
     "wandb.mode": ("auto", "online", "offline", "off"),
@@ -387,6 +391,11 @@ def check(config: Any) -> None:
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
     if isinstance(config, TrainConfig):
         _check_training(config)
+    if isinstance(config, EvaluateConfig) and config.evaluation.concepts == "paper":
+        if config.predictions is not None or config.evaluation.save_masks:
+            raise ValueError(
+                "evaluation.concepts=paper: mask files hold our concepts, so neither predictions nor save_masks go with it"
+            )
     if isinstance(config, EvaluateConfig) and config.prompt != "text":
         if config.evaluation.ask != "present":
             raise ValueError(f"prompt={config.prompt}: needs evaluation.ask=present, as what is not there has no box")

@@ -176,6 +176,6 @@ def data_config(tmp_path: Path, root: Path | None = None, by: str = "image") -> 
         root=str(root or tmp_path / "data"),
         splits=str(tmp_path / "splits"),
         cache=str(tmp_path / "cache"),
-        split=SplitConfig(by=by, train_fraction=0.85, seed=42),
+        split=SplitConfig(by=by, train_fraction=0.85, test_fraction=0.0, seed=42),
         prompts="canonical",
     )

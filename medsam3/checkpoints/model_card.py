@@ -90,7 +90,7 @@ def _metadata(card: ModelCard) -> str:
 def _summary(card: ModelCard) -> str:
     measured = sum(bool(data.validation) for data in card.data)
     score = ", ".join(f"{heading} {value}" for heading, value in card.validation.items())
-    score = f"{score}: mean over {measured} data set{'s' * (measured != 1)}" if score else "not measured"
+    score = f"{score}: mean over {measured} data set{'s' * (measured != 1)}, chosen on these images" if score else ""
     return f"""
 # {card.name}
 
@@ -101,7 +101,7 @@ SAM3, fine-tuned on medical images with text prompts. A `Sam3Model` of transform
 | started from | {_cell(card.started_from)} |
 | trained | {card.step} steps, to epoch {card.epoch}, loss `{card.loss}` |
 | image size | {card.image_size} px, square, mean and standard deviation 0.5 |
-| validation | {score} |
+| validation | {score or "not measured"} |
 | code | {_cell(card.code)} |
 """
 

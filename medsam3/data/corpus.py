@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from medsam3.config import DataConfig
-from medsam3.data.manifest import ImageRows, Manifest, split_file
+from medsam3.data.manifest import PARTS, ImageRows, Manifest, split_file
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import open_reader
 from medsam3.messages import listed
@@ -32,6 +32,17 @@ class Corpus:
     def split_by(self) -> str:
         """image | group."""
         return self.manifest.by
+
+    @property
+    def test_fraction(self) -> float:
+        """Share of the images of train and val that forms the test part."""
+        return self.manifest.test_fraction
+
+    def part_to_report(self, dataset: str) -> str:
+        """Which part tells how good a model is: external, test, or val where there is no other."""
+        if self.specs[dataset].is_external:
+            return "external"
+        return "test" if len(self.manifest.select("test", dataset)) else "val"
 
     def prompt(self, dataset: str, concept: str) -> str:
         """The words that ask for a concept of a data set."""
@@ -75,7 +86,7 @@ class Corpus:
 
     def describe(self) -> str:
         """One line: how many data sets are the paper's and how many not, images, and how they are split."""
-        parts = {part: len(self.manifest.select(part)) for part in ("train", "val", "external")}
+        parts = {part: len(self.manifest.select(part)) for part in PARTS}
         numbers = ", ".join(f"{count} {part}" for part, count in parts.items() if count)
         named: dict[str, list[str]] = {}
         for name, spec in self.specs.items():
@@ -98,7 +109,7 @@ def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterabl
     """
     specs = load_specs(names, folders)
     split = config.split
-    manifest = Manifest.load(specs, config.splits, split.by, split.train_fraction, split.seed)
+    manifest = Manifest.load(specs, config.splits, split.by, split.train_fraction, split.seed, split.test_fraction)
     readers = {name: open_reader(spec, Path(config.root), Path(config.cache)) for name, spec in specs.items()}
     for table in manifest.splits:
         name = table.path.stem

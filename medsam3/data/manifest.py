@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from medsam3.data.draw import draw_groups, draw_images, rounded_share
 from medsam3.files import file_hash, new_file
 
-PARTS = ("train", "val", "external")
+FILE_PARTS = ("train", "val", "external")  # in a split file
+PARTS = ("train", "val", "test", "external")  # with data.split.test_fraction, a share of `val` becomes `test`
 CHECKED = b"checked_sha256"  # metadata of an Arrow copy: hash of the split file, whose rows were checked
 TEXT = pa.dictionary(pa.int32(), pa.string())
 COLUMNS = pa.schema(
@@ -87,6 +90,7 @@ class SplitTable:
         }
         self.train_fraction = float(columns["train_fraction"][0].as_py())
         self.seed = int(columns["seed"][0].as_py())
+        self._parts: dict[tuple[str, float], NDArray[np.str_]] = {}
 
     @classmethod
     def open(cls, path: Path) -> SplitTable:
@@ -120,6 +124,31 @@ class SplitTable:
         """Distinct texts of a column and, per image, which of them it has."""
         return self._by_image[column]
 
+    def parts(self, by: str, test_fraction: float) -> NDArray[np.str_]:
+        """The part of each image, by image or by group.
+
+        A test part is drawn from `val`: so many of the images that train and val hold, by image in the order of
+        SHA-256("<seed>:<data set>:test:<id>"), by group likewise with whole groups; some of `val` always stays.
+        """
+        if (by, test_fraction) not in self._parts:
+            texts, codes = self.texts(f"part_by_{by}")
+            parts = np.asarray(texts.to_pylist(), dtype="<U8")[codes]
+            val = np.flatnonzero(parts == "val")
+            if test_fraction and len(val):
+                drawn = int(np.count_nonzero(parts == "train")) + len(val)
+                wanted = rounded_share(Decimal(str(test_fraction)), drawn, len(val) - 1)
+                salt = f"{self.seed}:{self.path.stem}:test"
+                if by == "image":
+                    names = [self.items[int(image)].as_py() for image in val]
+                    chosen = draw_images(salt, names, wanted)
+                else:
+                    groups, group_codes = self.texts("group")
+                    names = [groups[int(code)].as_py() for code in group_codes[val]]
+                    chosen = draw_groups(salt, names, wanted)
+                parts[val[[name in chosen for name in names]]] = "test"
+            self._parts[by, test_fraction] = parts
+        return self._parts[by, test_fraction]
+
 
 def _check_rows(path: Path, table: pa.Table) -> None:
     """What a hand that edits a split file can get wrong, so that a row would be read as another or not at all.
@@ -129,7 +158,11 @@ def _check_rows(path: Path, table: pa.Table) -> None:
     """
     columns = {name: table.column(name).chunk(0) for name in table.column_names}
     items, item_codes = columns["item"].dictionary, columns["item"].indices.to_numpy()
-    legal_texts: dict[str, Sequence[str]] = {"part_by_image": PARTS, "part_by_group": PARTS, "dataset": [path.stem]}
+    legal_texts: dict[str, Sequence[str]] = {
+        "part_by_image": FILE_PARTS,
+        "part_by_group": FILE_PARTS,
+        "dataset": [path.stem],
+    }
     for name, legal in legal_texts.items():
         texts, codes = columns[name].dictionary, columns[name].indices.to_numpy()
         for code, text in enumerate(texts.to_pylist()):
@@ -200,19 +233,31 @@ class ImageRows:
 class Manifest:
     """Images of one or several data sets with their rows; `manifest[i]` is one image."""
 
-    def __init__(self, splits: Sequence[SplitTable], by: str, chosen: Sequence[NDArray[np.integer]]) -> None:
+    def __init__(
+        self, splits: Sequence[SplitTable], by: str, test_fraction: float, chosen: Sequence[NDArray[np.integer]]
+    ) -> None:
         """
         Args:
             by: image | group, which of the two part columns counts.
+            test_fraction: share of the images of train and val that forms a test part, taken from val.
             chosen: for each split table the images that belong to this manifest.
         """
         self.splits = list(splits)
         self.by = by
+        self.test_fraction = test_fraction
         self.chosen = list(chosen)
         self.starts = np.cumsum([0, *(len(images) for images in self.chosen)])  # [data sets + 1]
 
     @classmethod
-    def load(cls, names: Iterable[str], folder: str | Path, by: str, train_fraction: float, seed: int) -> Manifest:
+    def load(
+        cls,
+        names: Iterable[str],
+        folder: str | Path,
+        by: str,
+        train_fraction: float,
+        seed: int,
+        test_fraction: float = 0.0,
+    ) -> Manifest:
         """All images of the named data sets.
 
         Raises:
@@ -227,22 +272,20 @@ class Manifest:
                     f"data.split.seed={split.seed}, not {train_fraction} and {seed}: use these, or run python "
                     f"scripts/prepare_data.py datasets={split.path.stem} again"
                 )
-        return cls(splits, by, [np.arange(len(split.items), dtype=np.int32) for split in splits])
+        return cls(splits, by, test_fraction, [np.arange(len(split.items), dtype=np.int32) for split in splits])
 
     def select(self, part: str | None = None, dataset: str | None = None) -> Manifest:
-        """The images of a part (train | val | external; None: all) and of one data set (None: all)."""
+        """The images of a part (train | val | test | external; None: all) and of one data set (None: all)."""
         assert part is None or part in PARTS
         splits, chosen = [], []
         for split, images in zip(self.splits, self.chosen, strict=True):
             if dataset is not None and split.path.stem != dataset:
                 continue
             if part is not None:
-                texts, codes = split.texts(f"part_by_{self.by}")
-                wanted = texts.index(part).as_py()
-                images = images[codes[images] == wanted]
+                images = images[split.parts(self.by, self.test_fraction)[images] == part]
             splits.append(split)
             chosen.append(images)
-        return Manifest(splits, self.by, chosen)
+        return Manifest(splits, self.by, self.test_fraction, chosen)
 
     def with_present_concepts(self, at_most: int | None = None) -> Manifest:
         """The images that hold at least one concept (of at most so many instances)."""
@@ -250,7 +293,7 @@ class Manifest:
         for split, images in zip(self.splits, self.chosen, strict=True):
             there = (split.instances > 0) & (split.instances <= (at_most or split.instances))
             chosen.append(images[np.logical_or.reduceat(there, split.offsets[:-1])[images]])
-        return Manifest(self.splits, self.by, chosen)
+        return Manifest(self.splits, self.by, self.test_fraction, chosen)
 
     def crowded(self, index: int, at_most: int) -> set[str]:
         """Concepts of an image with more instances than so many."""
@@ -288,12 +331,11 @@ class Manifest:
         concepts = [split.concepts[code] for code in split.concept_codes[rows]]
         there = split.instances[rows] > 0
         groups, group_codes = split.texts("group")
-        parts, part_codes = split.texts(f"part_by_{self.by}")
         return ImageRows(
             dataset=split.path.stem,
             item=split.items[image].as_py(),
             group=groups[int(group_codes[image])].as_py(),
-            part=parts[int(part_codes[image])].as_py(),
+            part=str(split.parts(self.by, self.test_fraction)[image]),
             present=tuple(c for c, t in zip(concepts, there, strict=True) if t),
             absent=tuple(c for c, t in zip(concepts, there, strict=True) if not t),
         )

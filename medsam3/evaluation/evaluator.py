@@ -6,7 +6,7 @@ so that the result does not depend on their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers, Boxes
+from medsam3.evaluation.asking import concepts_asked, holds_any
 from medsam3.evaluation.findings import Evaluation, Finding, Journal, merge
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.metrics import METRICS, Comparison, dice, measure
@@ -38,21 +39,23 @@ class Truth:
     mask: Mask  # [H, W], the union of its instances
     ceiling: float  # Dice of its largest instance with the union
     boxes: Boxes  # of its instances
+    spacing: tuple[float, float]  # see Comparison
 
     @classmethod
-    def of(cls, instances: Instances) -> Truth:
+    def of(cls, instances: Instances, spacing_mm: tuple[float, float] | None) -> Truth:
         mask = instances.union()
         largest, total = int(instances.areas_px.max(initial=0)), int(np.count_nonzero(mask))
-        return cls(mask, 2 * largest / (largest + total) if total else 1.0, instances.boxes_cxcywh)
+        ceiling = 2 * largest / (largest + total) if total else 1.0
+        return cls(mask, ceiling, instances.boxes_cxcywh, spacing_mm or (1.0, 1.0))
 
 
 class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Truth]]]):
     """Images at their own size with the truth of each concept to ask for."""
 
-    def __init__(self, corpus: Corpus, images: list[ImageRows], ask: str) -> None:
+    def __init__(self, corpus: Corpus, images: list[ImageRows], config: EvaluationConfig) -> None:
         self.corpus = corpus
         self.images = images
-        self.ask = ask
+        self.config = config
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,17 +64,13 @@ class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Truth]]]):
         rows = self.images[index]
         reader = self.corpus.readers[rows.dataset]
         item = reader.item(rows.item)
-        masks = reader.masks(item)
-        return (
-            rows,
-            reader.image(item),
-            {concept: Truth.of(masks[concept]) for concept in concepts_asked(rows, self.ask)},
-        )
-
-
-def concepts_asked(rows: ImageRows, ask: str) -> tuple[str, ...]:
-    """Those that are in the image and, with ask=all, those that were looked for and are not there."""
-    return rows.present + (rows.absent if ask == "all" else ())
+        masks, spacing = reader.masks(item), reader.spacing_mm(item)
+        asked = concepts_asked(rows, self.corpus.specs[rows.dataset], self.config)
+        truths = {
+            concept: Truth.of(Instances.together([masks[part] for part in united]), spacing)
+            for concept, united in asked.items()
+        }
+        return rows, reader.image(item), truths
 
 
 def asked_images(corpus: Corpus, parts: Mapping[str, str], config: EvaluationConfig) -> dict[str, list[ImageRows]]:
@@ -86,9 +85,10 @@ def asked_images(corpus: Corpus, parts: Mapping[str, str], config: EvaluationCon
     """
     chosen = {}
     for name, part in parts.items():
-        found = [rows for rows in corpus.images(name, part) if concepts_asked(rows, config.ask)]
+        spec = corpus.specs[name]
+        found = [rows for rows in corpus.images(name, part) if concepts_asked(rows, spec, config)]
         taken = _evenly(found, config.images)
-        if not any(rows.present for rows in taken):
+        if not any(holds_any(rows, concepts_asked(rows, spec, config)) for rows in taken):
             some = f" among the {len(taken)} that evaluation.images takes" if len(taken) < len(found) else ""
             raise ValueError(f"{name}: no image with a mask in part {part!r} of {corpus.split_file(name)}{some}")
         chosen[name] = taken
@@ -119,7 +119,7 @@ def run_evaluation(
     before = journal.others_than(pictured) if journal else []
     done = {(finding.dataset, finding.item) for finding in before}
     left = [rows for rows in images if (rows.dataset, rows.item) not in done]
-    truths = TruthImages(corpus, left[distributed.rank() :: distributed.world_size()], config.ask)
+    truths = TruthImages(corpus, left[distributed.rank() :: distributed.world_size()], config)
     workers = distributed.loading_processes(config.workers)
     loader: Any = DataLoader(truths, batch_size=None, collate_fn=_as_is, num_workers=workers)
     findings: list[Finding] = []
@@ -128,7 +128,7 @@ def run_evaluation(
         predictions = answers(rows, image, {concept: own.boxes for concept, own in truth.items()})
         if writer:
             writer.write(rows, predictions)
-        findings.append(_finding(corpus, rows, predictions, truth))
+        findings.append(_finding(corpus, rows, predictions, truth, config.metrics))
         if journal:
             journal.add(findings[-1])
         if (rows.dataset, rows.item) in pictured:
@@ -151,14 +151,19 @@ def _evenly(images: list[ImageRows], count: int | None) -> list[ImageRows]:
 
 
 def _finding(
-    corpus: Corpus, rows: ImageRows, predictions: Iterable[Prediction], truths: Mapping[str, Truth]
+    corpus: Corpus,
+    rows: ImageRows,
+    predictions: Iterable[Prediction],
+    truths: Mapping[str, Truth],
+    metrics: Sequence[str],
 ) -> Finding:
     results, cross_dice = [], []
+    there = [concept for concept, truth in truths.items() if truth.mask.any()]
     few = len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS
     for prediction in predictions:
         truth = truths[prediction.concept]
         for rule, answer in prediction.answers.items():
-            masks = Comparison(answer.mask, truth.mask)
+            masks = Comparison(answer.mask, truth.mask, truth.spacing)
             result = QueryResult(
                 dataset=rows.dataset,
                 item=rows.item,
@@ -170,16 +175,16 @@ def _finding(
                 present=masks.truth_px > 0,
                 score=answer.score,
                 presence=prediction.presence,
-                values=measure(masks),
+                values=measure(masks, metrics),
                 ceiling=truth.ceiling,
                 truth_px=masks.truth_px,
                 prediction_px=masks.prediction_px,
             )
             results.append(result)
-        if few and prediction.concept in rows.present:
+        if few and prediction.concept in there:
             cross_dice += [
                 (prediction.concept, other, dice(Comparison(prediction.answer.mask, truths[other].mask)))
-                for other in rows.present
+                for other in there
             ]
     return Finding(dataset=rows.dataset, item=rows.item, results=results, cross_dice=cross_dice)
 
@@ -194,7 +199,7 @@ def _pictures(
         if prediction.concept in shown:
             result = shown[prediction.concept]
             name = f"{result.dataset}_{result.item}_{result.concept}.png".replace("/", "_").replace(" ", "_")
-            values = (f"{metric.title} {result.values[key]:.3f}" for key, metric in METRICS.items())
+            values = (f"{METRICS[name].title} {value:.3f}" for name, value in result.values.items())
             caption = "   ".join([result.prompt, f"score {result.score:.2f}", *values])
             mask = prediction.answer.mask
             pictures[name] = overlay(image, truths[result.concept].mask, mask, caption)

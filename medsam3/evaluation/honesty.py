@@ -26,6 +26,7 @@ class TrainingRecord:
     validation: dict[str, dict[str, float]]  # data set -> metric -> mean over the validation part
     epoch: int
     step: int
+    test_fraction: float = 0.0  # of the images; see data.split.test_fraction
     images: dict[str, list[str]] = field(default_factory=dict)  # data set -> fingerprints of its training images
 
     def json(self) -> str:
@@ -102,8 +103,17 @@ def refuse_training_rows(
             )
 
 
+def chosen_on(record: TrainingRecord | None, corpus: Corpus, parts: Mapping[str, str]) -> list[str]:
+    """Data sets whose images asked for have chosen the checkpoint, so that a score on them is too good: its validation
+    part, or a test part that belonged to it then."""
+    if record is None:
+        return []
+    trained = [name for name in parts if name in record.splits]
+    return [name for name in trained if parts[name] == "val" or record.test_fraction != corpus.test_fraction]
+
+
 def _split_reason(record: TrainingRecord, corpus: Corpus, name: str, part: str) -> str:
-    if part != "val":
+    if part not in ("val", "test"):
         return f"its part {part!r} was trained on"
     if record.split_by != corpus.split_by:
         return f"it was split by {record.split_by} in training and is split by {corpus.split_by} now"

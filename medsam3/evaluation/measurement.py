@@ -7,13 +7,16 @@ from pathlib import Path
 
 from medsam3 import distributed
 from medsam3.config import EvaluateConfig
-from medsam3.data.corpus import open_corpus
+from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import split_file
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.mask_files import MaskWriter
+from medsam3.evaluation.metrics import check_metrics
 from medsam3.evaluation.question import Question, Rows, rows_asked
+from medsam3.evaluation.scores import dice_intervals
 from medsam3.evaluation.sources import Source, open_source
+from medsam3.evaluation.table3 import write_table_3
 from medsam3.evaluation.tables import (
     prompt_table,
     read_baseline,
@@ -22,6 +25,7 @@ from medsam3.evaluation.tables import (
     rule_tables,
 )
 from medsam3.files import writable_folder, write_text
+from medsam3.messages import listed
 from medsam3.registry.spec import load_specs
 from medsam3.versions import code_version, package_versions
 
@@ -38,13 +42,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
+        check_metrics(config.evaluation.metrics)
         folder = writable_folder(config.output_dir, "output_dir", "output_root")
         baseline = read_baseline(Path(config.baseline)) if config.baseline else None
-        parts, missing = _parts_of_split(config)
-        corpus = open_corpus(config.data, list(parts))
+        names, missing = _prepared(config)
+        corpus = open_corpus(config.data, names)
+        parts = _parts(config, corpus)
         asked = asked_images(corpus, parts, config.evaluation)
         source = open_source(config, corpus, parts, asked, device)
-        question = _question(config, source, rows_asked(corpus, parts, asked, config.evaluation.ask))
+        question = _question(config, source, rows_asked(corpus, parts, asked, config.evaluation))
         differences = baseline.differences(question) if baseline else []
         say = print if distributed.is_main() else lambda *_: None
         for line in source.report:
@@ -64,23 +70,31 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer)
         if distributed.is_main():
             titles = {name: spec.title for name, spec in corpus.specs.items()}
-            table = rule_tables(evaluation.scores, titles, baseline.scores if baseline else None)
+            table = rule_tables(
+                evaluation.scores, titles, baseline.scores if baseline else None, dice_intervals(evaluation.results)
+            )
+            if chosen := source.chosen_on:
+                table += f"\nChosen on these rows: {listed(chosen)}. The checkpoint is the best on them of several; "
+                table += "data.split.test_fraction, in training, gives a part that only reports.\n"
             if differences:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
             write_text(folder / "results.json", results_json(config.split, question, evaluation.scores))
             write_evaluation(folder, evaluation)
+            write_table_3(folder, corpus, question, evaluation, baseline)
             say(f"\n{table}\nresults.csv, results.json, table.md and overlays/ lie in {folder}")
         journal.discard()
         return evaluation
 
 
 def _question(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> Question:
-    facts = {name: value for name, value in vars(source).items() if name not in ("answers", "report")}
+    facts = {name: value for name, value in vars(source).items() if name not in ("answers", "report", "chosen_on")}
     return Question(
         **facts,
         prompts=config.data.prompts,
+        concepts=config.evaluation.concepts,
         ask=config.evaluation.ask,
+        metrics=config.evaluation.metrics,
         seed=config.seed,
         training_rows_allowed=config.allow_training_rows,
         code=code_version(),
@@ -103,23 +117,28 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         picture.save(pictures / name)
 
 
-def _parts_of_split(config: EvaluateConfig) -> tuple[dict[str, str], list[str]]:
-    """The part to evaluate of each prepared data set of a split, and the data sets that are not prepared."""
-    use = {"train": "train", "val": "train", "internal": "internal", "external": "external"}
+def _parts(config: EvaluateConfig, corpus: Corpus) -> dict[str, str]:
+    """The part to evaluate of each data set: the one that `split` names, else the one that reports."""
+    named = config.split if isinstance(config.split, str) else config.split[0] if len(config.split) == 1 else ""
+    parts = {name: named if named in ("train", "val") else corpus.part_to_report(name) for name in corpus.specs}
+    without = [name for name, part in parts.items() if part != "test"]
+    if named == "test" and without:
+        raise ValueError(
+            f"split=test: no test part in {listed(without)} (data.split.test_fraction={corpus.test_fraction}); use the "
+            "fraction that the checkpoint was trained with"
+        )
+    return parts
+
+
+def _prepared(config: EvaluateConfig) -> tuple[list[str], list[str]]:
+    """The data sets of a split that are prepared, and those that are not."""
+    use = {"train": "train", "val": "train", "test": "train", "internal": "internal", "external": "external"}
     named = [config.split] if isinstance(config.split, str) else list(config.split)
-    if len(named) == 1 and named[0] in use:
-        specs = load_specs(use[named[0]])
-    else:
-        specs = load_specs(named)
-    prepared = {name for name in specs if split_file(config.data.splits, name).exists()}
+    specs = load_specs(use[named[0]]) if len(named) == 1 and named[0] in use else load_specs(named)
+    prepared = [name for name in specs if split_file(config.data.splits, name).exists()]
     if not prepared:
         raise ValueError(
             f"split={config.split}: none of its data sets is prepared in data.splits={config.data.splits}; "
             f"run python scripts/prepare_data.py datasets={named[0]}"
         )
-    parts = {}
-    for name in specs:
-        if name in prepared:
-            external = specs[name].used_for == ("external",)
-            parts[name] = "external" if external else "train" if named == ["train"] else "val"
-    return parts, [name for name in specs if name not in prepared]
+    return prepared, [name for name in specs if name not in prepared]

@@ -8,11 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medsam3.config import PredictionConfig
+from medsam3.config import EvaluationConfig, PredictionConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
-from medsam3.evaluation.evaluator import concepts_asked
-from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.asking import concepts_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,9 @@ class Question:
     prompt: str  # text | box | noisy_box | text_box (evaluation/answers.py), or masks: from files
     box_noise: str | None  # of noisy_box
     prompts: str  # canonical | paper
+    concepts: str  # ours | paper
     ask: str  # present | all
+    metrics: list[str]
     precision: str | None  # float32 | bfloat16
     seed: int
     training_rows_allowed: bool
@@ -48,25 +49,27 @@ class Question:
     rows: dict[str, Rows]  # by data set
 
     def line(self) -> str:
-        """All of it on one line, the metrics too."""
-        return json.dumps([dataclasses.asdict(self), *METRICS])
+        """All of it on one line."""
+        return json.dumps(dataclasses.asdict(self))
 
 
 def rows_asked(
-    corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Sequence[ImageRows]], ask: str
+    corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Sequence[ImageRows]], config: EvaluationConfig
 ) -> dict[str, Rows]:
     """The rows of a question: data set -> its part and the images asked."""
-    return {
-        name: Rows(
+    asked = {}
+    for name, part in parts.items():
+        concepts = {rows.item: concepts_asked(rows, corpus.specs[name], config) for rows in images[name]}
+        named = sorted({concept for found in concepts.values() for concept in found})
+        asked[name] = Rows(
             part=part,
             split_by=corpus.split_by,
             split_sha256=corpus.split_hash(name),
             images=len(images[name]),
-            images_sha256=_hash([[rows.item, *sorted(concepts_asked(rows, ask))] for rows in images[name]]),
-            prompts={concept: corpus.prompt(name, concept) for concept in corpus.specs[name].concept_names},
+            images_sha256=_hash([[item, *sorted(found)] for item, found in concepts.items()]),
+            prompts={concept: corpus.prompt(name, concept) for concept in named},
         )
-        for name, part in parts.items()
-    }
+    return asked
 
 
 def _hash(ids: list[list[str]]) -> str:

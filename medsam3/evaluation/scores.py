@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.statistics import MeanInterval, mean_interval
+
+LEVEL, DRAWS, SEED = 0.95, 2000, 0  # of intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class Score:
     absent: int  # queries whose concept is not there
     answered: float | None  # share of the absent ones that got a mask all the same; None without any
     with_absent: dict[str, float]  # as `values`, over all queries: 1 where nothing is there and nothing is answered
+    left_out: dict[str, int]  # of the present queries, by metric: values that are not finite, left out of its mean
 
 
 def summarise(results: Iterable[QueryResult]) -> dict[str, dict[str, Score]]:
@@ -65,11 +69,28 @@ def _score(rows: Sequence[QueryResult]) -> Score:
         absent=len(absent),
         answered=float(np.mean([row.prediction_px > 0 for row in absent])) if absent else None,
         with_absent=_means([row.values for row in rows]),
+        left_out={name: sum(not math.isfinite(row.values[name]) for row in there) for name in there[0].values},
     )
+
+
+def dice_intervals(results: Iterable[QueryResult]) -> dict[str, dict[str, MeanInterval]]:
+    """Rule -> data set -> the mean Dice of present queries with its 95 % interval, groups drawn together."""
+    cells: dict[str, dict[str, list[QueryResult]]] = {}
+    for result in results:
+        if result.present:
+            cells.setdefault(result.rule, {}).setdefault(result.dataset, []).append(result)
+    return {
+        rule: {
+            name: mean_interval([row.values["dice"] for row in rows], [row.group for row in rows], LEVEL, DRAWS, SEED)
+            for name, rows in by_dataset.items()
+        }
+        for rule, by_dataset in cells.items()
+    }
 
 
 def mean_score(scores: dict[str, Score]) -> Score:
     """Unweighted mean over data sets (the row "Avg." of Table 3)."""
+    first = next(iter(scores.values()))
     answered = [score.answered for score in scores.values() if score.answered is not None]
     return Score(
         values=_means([score.values for score in scores.values()]),
@@ -79,8 +100,15 @@ def mean_score(scores: dict[str, Score]) -> Score:
         absent=sum(score.absent for score in scores.values()),
         answered=float(np.mean(answered)) if answered else None,
         with_absent=_means([score.with_absent for score in scores.values()]),
+        left_out={name: sum(score.left_out[name] for score in scores.values()) for name in first.left_out},
     )
 
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([values[name] for values in rows])) for name in METRICS}
+    """Of the values that are finite (an HD95 without a mask is not); infinite where none is."""
+    means = {}
+    for name in rows[0]:
+        values = np.asarray([row[name] for row in rows])
+        finite = values[np.isfinite(values)]
+        means[name] = float(np.mean(finite)) if len(finite) else math.inf
+    return means

@@ -15,8 +15,8 @@ from medsam3.config import EvaluateConfig, PredictionConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers, BoxNoise, ModelAnswers
-from medsam3.evaluation.evaluator import concepts_asked
-from medsam3.evaluation.honesty import refuse_training_rows, training_record
+from medsam3.evaluation.asking import concepts_asked
+from medsam3.evaluation.honesty import chosen_on, refuse_training_rows, training_record
 from medsam3.evaluation.mask_files import MASKS, MaskFiles
 from medsam3.files import file_hash
 from medsam3.model.detector import TextDetector
@@ -30,6 +30,7 @@ class Source:
 
     answers: Answers
     report: list[str]  # lines for the user
+    chosen_on: list[str]  # data sets whose rows asked for have chosen the checkpoint
     checkpoint: str
     weights_sha256: str
     image_size: int | None
@@ -75,6 +76,7 @@ def open_source(
     return Source(
         answers=ModelAnswers(predictor, corpus, config.prompt, noise),
         report=report,
+        chosen_on=chosen_on(record, corpus, parts),
         checkpoint=config.checkpoint,
         weights_sha256=weights,
         image_size=loaded.image_size,
@@ -92,7 +94,7 @@ def _files(config: EvaluateConfig, corpus: Corpus, asked: Mapping[str, list[Imag
             f"predictions={folder}: lies in output_dir={config.output_dir}, whose masks are removed: give another name="
         )
     queries = {
-        name: {rows.item: concepts_asked(rows, config.evaluation.ask) for rows in images}
+        name: {rows.item: tuple(concepts_asked(rows, corpus.specs[name], config.evaluation)) for rows in images}
         for name, images in asked.items()
     }
     answers = MaskFiles(folder, corpus, queries)
@@ -107,6 +109,7 @@ def _files(config: EvaluateConfig, corpus: Corpus, asked: Mapping[str, list[Imag
         image_size=None,
         own_image_size=None,
         prediction=dataclasses.replace(config.prediction, rules=[MASKS]),
+        chosen_on=[],
         prompt=MASKS,
         box_noise=None,
         precision=None,

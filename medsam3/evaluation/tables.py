@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from medsam3.config import differing_keys
 from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.question import Question
 from medsam3.evaluation.scores import QueryResult, Score, mean_score
+from medsam3.evaluation.statistics import MeanInterval
 from medsam3.messages import markdown_table
 from medsam3.prediction.rules import RULE_WORDS
 
@@ -38,6 +39,13 @@ class Baseline:
                 raise ValueError(
                     f"baseline={self.path} was not measured by the mask rule {rule}, only by {', '.join(self.scores)}: "
                     f"evaluate it again with prediction.rules=[{','.join(question.prediction.rules)}]"
+                )
+            lacking = sorted(
+                {m for score in self.scores[rule].values() for m in {*question.metrics} - score.values.keys()}
+            )
+            if lacking:
+                raise ValueError(
+                    f"baseline={self.path} has no {', '.join(lacking)}: evaluate it again, or leave them out"
                 )
             missing = sorted(question.rows.keys() - self.scores[rule].keys())
             if missing:
@@ -65,7 +73,7 @@ def results_csv(results: Sequence[QueryResult]) -> str:
     """One row per query and mask rule; numbers that are not whole with six digits, `present` as 0 or 1."""
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = (*BEFORE_METRICS, *METRICS, *AFTER_METRICS)
+    columns = (*BEFORE_METRICS, *(results[0].values if results else ()), *AFTER_METRICS)
     writer.writerow(columns)
     for result in results:
         values = vars(result) | result.values | {"present": int(result.present)}
@@ -101,9 +109,9 @@ def read_baseline(path: Path) -> Baseline:
         scores: dict[str, dict[str, Score]] = {}
         for rule, found in content["rules"].items():
             scores[rule] = {name: Score(**score) for name, score in found["datasets"].items()}
-            for name, score in scores[rule].items():
-                if score.values.keys() != METRICS.keys() or name not in content["question"]["rows"]:
-                    raise KeyError(f"metrics or rows of {name}")
+            for name in scores[rule]:
+                if name not in content["question"]["rows"]:
+                    raise KeyError(f"rows of {name}")
         return Baseline(path, content["question"], scores)
     except FileNotFoundError as error:
         raise ValueError(f"baseline={path}: no such file; give the results.json of an earlier evaluation") from error
@@ -114,13 +122,25 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def rule_tables(
-    scores: dict[str, dict[str, Score]], titles: dict[str, str], baseline: dict[str, dict[str, Score]] | None = None
+    scores: dict[str, dict[str, Score]],
+    titles: dict[str, str],
+    baseline: dict[str, dict[str, Score]] | None = None,
+    intervals: dict[str, dict[str, MeanInterval]] | None = None,
 ) -> str:
     """A Markdown table per mask rule, under the rule's name; for top1 with its ceiling."""
     parts = []
     for rule, found in scores.items():
-        table = score_table(found, titles, baseline[rule] if baseline else None, with_ceiling=rule == "top1")
-        parts.append(f"Mask rule **{rule}**: {RULE_WORDS[rule]}.\n\n{table}")
+        table = score_table(
+            found,
+            titles,
+            baseline[rule] if baseline else None,
+            with_ceiling=rule == "top1",
+            intervals=intervals[rule] if intervals else None,
+        )
+        left_out = mean_score(found).left_out
+        notes = [f"{METRICS[name].title}: {count} queries left out" for name, count in left_out.items() if count]
+        note = f"\n{'; '.join(notes)}: prediction or truth is empty.\n" if notes else ""
+        parts.append(f"Mask rule **{rule}**: {RULE_WORDS[rule]}.\n\n{table}{note}")
     return "\n".join(parts)
 
 
@@ -130,6 +150,7 @@ def score_table(
     baseline: dict[str, Score] | None = None,
     names: tuple[str, str] = ("baseline", "ours"),
     with_ceiling: bool = False,
+    intervals: dict[str, MeanInterval] | None = None,
 ) -> str:
     """Markdown in the form of Table 3: every metric, with baseline and difference where one is given.
 
@@ -139,43 +160,54 @@ def score_table(
     Args:
         titles: of the data sets; the name where there is none.
         baseline: of the same data sets.
+        intervals: of the mean Dice; a data set of fewer than 10 groups has none.
         with_ceiling: what a perfect instance model would score by top1, see QueryResult.
     """
     asked_absent = any(score.absent for score in scores.values())
-    head = ["Dataset", *_headings(names if baseline else None)]
+    head = ["Dataset", *_headings(next(iter(scores.values())).values, names if baseline else None)]
     head += ["ceiling Dice (%)"] if with_ceiling else []
     head += ["Dice with absent (%)", "absent answered (%)"] if asked_absent else []
+    head += ["Dice, 95 % interval", "groups"] if intervals else []
     head += ["queries", "absent", "images"] if asked_absent else ["queries", "images"]
-    rows = [(titles.get(name, name), score, baseline[name] if baseline else None) for name, score in scores.items()]
+    columns = {name: (score, baseline[name] if baseline else None) for name, score in scores.items()}
     if len(scores) > 1:
         mean_baseline = mean_score({name: baseline[name] for name in scores}) if baseline else None
-        rows.append(("**Avg.**", mean_score(scores), mean_baseline))
+        columns["**Avg.**"] = (mean_score(scores), mean_baseline)
     lines = []
-    for title, score, old in rows:
-        cells = [title, *_values(score, old)]
+    for name, (score, old) in columns.items():
+        cells = [titles.get(name, name), *_values(score, old)]
         cells += [_percent(score.ceiling)] if with_ceiling else []
         cells += [_percent(score.with_absent["dice"]), _percent(score.answered)] if asked_absent else []
+        cells += _interval(intervals.get(name)) if intervals else []
         cells += [str(score.queries), *([str(score.absent)] if asked_absent else []), str(score.images)]
         lines.append(cells)
     return markdown_table(head, lines)
 
 
-def _headings(names: tuple[str, str] | None) -> list[str]:
+def _headings(metrics: Iterable[str], names: tuple[str, str] | None) -> list[str]:
     if names is None:
-        return [metric.heading for metric in METRICS.values()]
-    return [f"{metric.title} {name}" for metric in METRICS.values() for name in (*names, "Δ")]
+        return [METRICS[metric].heading for metric in metrics]
+    return [f"{METRICS[metric].title} {name}" for metric in metrics for name in (*names, "Δ")]
 
 
 def _values(score: Score, baseline: Score | None) -> list[str]:
     cells = []
-    for name, metric in METRICS.items():
-        new = metric.printed(score.values[name])
+    for name, value in score.values.items():
+        metric = METRICS[name]
+        new = metric.printed(value)
         if baseline is None:
             cells.append(f"{new:.1f}")
         else:
             old = metric.printed(baseline.values[name])
             cells += [f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"]
     return cells
+
+
+def _interval(found: MeanInterval | None) -> list[str]:
+    if found is None:  # of the average
+        return ["-", "-"]
+    low, high = found.interval or (None, None)
+    return ["-" if low is None else f"{_percent(low)} to {_percent(high)}", str(found.groups)]
 
 
 def _percent(fraction: float | None) -> str:

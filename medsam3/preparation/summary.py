@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 
-from medsam3.data.manifest import PARTS
+from medsam3.data.manifest import FILE_PARTS as PARTS
 from medsam3.layouts.reader import Problem
 from medsam3.registry.cards import DatasetCard, card_names, load_card
 from medsam3.registry.spec import DatasetSpec

@@ -132,7 +132,9 @@ def load_cards(folder: Path = MANIFESTS) -> list[DatasetCard]:
 
 
 def card_names(folder: Path = MANIFESTS) -> list[str]:
-    return sorted(path.stem for path in Path(folder).glob("*.yaml") if path.stem not in ("vocabulary", "scenes"))
+    return sorted(
+        path.stem for path in Path(folder).glob("*.yaml") if path.stem not in ("vocabulary", "scenes", "table3")
+    )
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:

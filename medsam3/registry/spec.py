@@ -70,6 +70,9 @@ class DatasetSpec:
     min_area_px: int = 1  # smaller instances are dropped (not with instances: whole)
     group: str | GroupRule | None = None  # the patient or video: a regex on the item id, or a rule (see grouping.py)
     exclusive: tuple[str, ...] | None = None  # concepts that may not overlap in an evaluation; None: all but "*"
+    paper_concepts: dict[str, tuple[str, ...]] | None = (
+        None  # the paper's task where it differs: what it asks -> concepts united
+    )
     exclude: dict[str, str] = field(default_factory=dict)  # item id -> reason
     ignore_files: dict[str, str] = field(default_factory=dict)  # path -> reason; as if it were not there, but listed
     keep: str = "all"  # all | non_empty: items without any instance are left out when the set is prepared
@@ -197,6 +200,11 @@ def _check(spec: DatasetSpec, path: Path) -> None:
     for key in ("partly_marked", "whole"):
         for concept in getattr(spec, key):
             one_of(f"{path}: {key}", concept, spec.concept_names)
+    for name, united in (spec.paper_concepts or {}).items():
+        for concept in united:
+            one_of(f"{path}: paper_concepts: {name}", concept, spec.concept_names)
+        if not united:
+            raise ValueError(f"{path}: paper_concepts: {name}: names none of {', '.join(spec.concept_names)}")
     if spec.min_area_px < 1:
         raise ValueError(f"{path}: min_area_px={spec.min_area_px}: must be 1 or more")
     if spec.min_area_px > 1 and spec.instances == "whole":

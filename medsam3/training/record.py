@@ -49,6 +49,7 @@ def write_best(
     record = TrainingRecord(
         image_size=config.model.image_size,
         split_by=corpus.split_by,
+        test_fraction=corpus.test_fraction,
         splits={name: corpus.split_hash(name) for name in corpus.specs},
         validation={name: score.values for name, score in scores.items()},
         epoch=epoch,
@@ -67,7 +68,7 @@ def write_best(
 
 def _shown(score: Score) -> dict[str, str]:
     """Heading of each metric -> its value, as tables print it."""
-    return {metric.heading: f"{metric.printed(score.values[name]):.1f}" for name, metric in METRICS.items()}
+    return {METRICS[name].heading: f"{METRICS[name].printed(value):.1f}" for name, value in score.values.items()}
 
 
 def _licence(name: str) -> Licence:

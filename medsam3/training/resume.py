@@ -26,6 +26,7 @@ FREE_KEYS = (
     "data.cache",
     "data.workers",
     "evaluation.workers",
+    "evaluation.metrics",
     "evaluation.overlays",
     "trainer.max_skipped_steps",
     "trainer.log_every_steps",

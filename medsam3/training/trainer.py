@@ -31,7 +31,7 @@ from medsam3.data.sampler import ImageSampler
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.honesty import training_images
-from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.metrics import METRICS, check_metrics
 from medsam3.evaluation.scores import mean_score
 from medsam3.files import writable_folder
 from medsam3.model.detector import TextDetector
@@ -60,6 +60,7 @@ def train(config: TrainConfig) -> float:
     """
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
+        check_metrics(config.evaluation.metrics)
         corpus = open_corpus(config.data, config.datasets)
         corpus.require(("train", "val"))
         run = set_up(config, corpus, device)
@@ -235,7 +236,9 @@ def _validate(run: Run) -> None:
     run.log.scalars(run.progress.step, values)
     run.log.pictures(run.progress.step, evaluation.overlays)
     better = mean.values["dice"] > run.progress.best_dice
-    shown = "  ".join(f"{metric.title} {mean.values[name]:.3f}" for name, metric in METRICS.items())
+    shown = "  ".join(
+        f"{metric.title} {mean.values[name]:.3f}" for name, metric in METRICS.items() if name in mean.values
+    )
     run.log.line(
         f"epoch {run.progress.epoch:3d}  validation {shown}  ({evaluation.rule}, {mean.queries} queries)"
         f"{'  best so far' if better else ''}"

@@ -68,7 +68,7 @@ def test_the_card_has_the_facts():
     text = model_card(CARD)
     for fact in ("facebook/sam3", "120 steps", "56 px", "DRIVE", "Kvasir-SEG", "ab" * 32, "17", "0123abc"):
         assert fact in text
-    assert "| validation | Dice (%) 70.0, IoU (%) 60.0: mean over 2 data sets |" in text
+    assert "| validation | Dice (%) 70.0, IoU (%) 60.0: mean over 2 data sets, chosen on these images |" in text
     assert "| 17 | 3 | 80.0 | 60.0 |" in text
     assert "- Kvasir-SEG: polyp, colon polyp" in text
     assert "input_boxes_labels" in text and "-10" in text and "SAM License" in text

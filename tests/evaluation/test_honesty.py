@@ -11,10 +11,12 @@ import pytest
 from medsam3.config import EvaluationConfig, PrepareConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.evaluator import asked_images
-from medsam3.evaluation.honesty import TrainingRecord, refuse_training_rows, training_images, training_record
+from medsam3.evaluation.honesty import TrainingRecord, chosen_on, refuse_training_rows, training_images, training_record
 from medsam3.preparation.prepare import prepare
 
-ALL = EvaluationConfig(ask="present", images=None, overlays=0, save_masks=False, workers=0)
+ALL = EvaluationConfig(
+    metrics=["dice", "iou"], concepts="ours", ask="present", images=None, overlays=0, save_masks=False, workers=0
+)
 
 
 @pytest.fixture
@@ -74,6 +76,14 @@ def test_what_a_checkpoint_had_seen_before_it_was_trained_further_counts(corpus,
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     images = training_images(corpus, tmp_path)
     assert images["busi"] == ["02"] and "01" in images["small"] and len(images["small"]) == 11
+
+
+def test_the_rows_that_chose_a_checkpoint_are_named(corpus):
+    record = record_of(corpus)
+    assert chosen_on(None, corpus, {"small": "val"}) == []
+    assert chosen_on(record, corpus, {"small": "val", "copy": "external"}) == ["small"]
+    assert chosen_on(record, corpus, {"small": "test"}) == []
+    assert chosen_on(dataclasses.replace(record, test_fraction=0.1), corpus, {"small": "test"}) == ["small"]
 
 
 def test_another_split_is_refused(corpus):

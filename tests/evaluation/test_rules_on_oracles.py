@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medsam3.config import DataConfig, EvaluationConfig, PredictionConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.answers import ModelAnswers
-from medsam3.evaluation.evaluator import asked_images, run_evaluation
+from medsam3.evaluation.evaluator import TruthImages, asked_images, run_evaluation
 from medsam3.evaluation.findings import Journal
 from medsam3.layouts.instances import Instances
 from medsam3.model.detector import BranchOutput, DetectorOutput, TextFeatures
@@ -32,7 +32,9 @@ CONFIG = PredictionConfig(
     resolve_overlaps=True,
     queries_per_pass=2,
 )
-ALL = EvaluationConfig(ask="all", images=None, overlays=0, save_masks=False, workers=0)
+ALL = EvaluationConfig(
+    metrics=["dice", "iou"], concepts="ours", ask="all", images=None, overlays=0, save_masks=False, workers=0
+)
 
 
 class OracleDetector(nn.Module):
@@ -136,6 +138,22 @@ def test_only_what_is_there_is_asked_where_the_paper_is_followed(corpus):
     )
     score = evaluation.scores["union"]["small"]
     assert (score.queries, score.absent, score.images, score.answered) == (3, 0, 2, None)
+
+
+def test_the_papers_task_may_unite_concepts(tmp_path, make_spec, corpus):
+    make_spec(
+        concepts={1: "cell", 2: "nerve"},
+        instances="components",
+        paper_concepts={"cell and nerve": ["cell", "nerve"]},
+        partly_marked=["nerve"],
+    )
+    corpus = opened(data_config(tmp_path), make_spec.folder)
+    paper = dataclasses.replace(ALL, concepts="paper")
+    truths = TruthImages(corpus, corpus.images("small", "all"), paper)
+    found = [{name: int(truth.mask.sum()) for name, truth in truths[i][2].items()} for i in range(3)]
+    assert found == [{"cell and nerve": 54}, {"cell and nerve": 16}, {}]  # not absent where a part is marked in places
+    ours = TruthImages(corpus, corpus.images("small", "all"), ALL)
+    assert [set(ours[i][2]) for i in range(3)] == [{"cell", "nerve"}, {"cell"}, {"cell"}]
 
 
 def test_taking_images_without_any_target_only_is_refused(corpus):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from medsam3.evaluation import metrics
 from medsam3.evaluation.metrics import METRICS, Metric
 from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
 from medsam3.evaluation.question import Question, Rows
-from medsam3.evaluation.scores import QueryResult, Score, mean_score, summarise
+from medsam3.evaluation.scores import QueryResult, Score, dice_intervals, mean_score, summarise
 from medsam3.evaluation.tables import read_baseline, results_csv, results_json, rule_tables, score_table
 
 
@@ -60,6 +61,7 @@ def score_of(values: dict, queries: int = 2, images: int = 2) -> Score:
         absent=0,
         answered=None,
         with_absent=values,
+        left_out=dict.fromkeys(values, 0),
     )
 
 
@@ -88,7 +90,9 @@ QUESTION = Question(
     prompt="text",
     box_noise=None,
     prompts="canonical",
+    concepts="ours",
     ask="present",
+    metrics=["dice", "iou"],
     precision="float32",
     seed=42,
     training_rows_allowed=False,
@@ -135,7 +139,7 @@ def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
     """Columns, means and headings follow METRICS; a metric in a unit of its own is printed as it is."""
     monkeypatch.setitem(METRICS, "pixels", Metric("Size", lambda masks: float(masks.truth_px), is_fraction=False))
     masks = metrics.Comparison(np.ones((2, 2), bool), np.ones((2, 2), bool))
-    row = QueryResult(**vars(RESULTS[0]) | {"values": metrics.measure(masks)})
+    row = QueryResult(**vars(RESULTS[0]) | {"values": metrics.measure(masks, ["dice", "iou", "pixels"])})
     assert results_csv([row]).splitlines()[1].endswith("1.000000,1.000000,4.000000,0.800000,10,12")
     table = score_table(summarise([row])["top1"], {}).splitlines()
     assert table[0] == "| Dataset | Dice (%) | IoU (%) | Size | queries | images |" and "| 4.0 | 1 | 1 |" in table[2]
@@ -148,7 +152,7 @@ def test_results_json_says_what_was_asked_and_can_be_read_as_a_baseline(tmp_path
     found = content["rules"]["top1"]
     assert found["datasets"]["drive"] == {
         "values": means, "ceiling": pytest.approx(0.8), "queries": 2, "images": 2, "absent": 0, "answered": None,
-        "with_absent": means,
+        "with_absent": means, "left_out": {"dice": 0, "iou": 0},
     }  # fmt: skip
     assert found["mean"]["values"] == {"dice": pytest.approx(0.775), "iou": pytest.approx(0.7)}
     assert content["question"]["rows"]["drive"]["images_sha256"] == "bb"
@@ -233,6 +237,33 @@ def test_results_csv_has_one_row_per_query_and_rule():
     vessel = "retinal blood vessel"
     assert lines[1] == f"drive,21,p1,val,{vessel},{vessel},top1,1,0.500000,0.750000,0.500000,0.400000,0.800000,10,12"
     assert lines[5].startswith("drive,21,p1,val,optic cup,optic cup,union,0,") and len(lines) == 6
+
+
+def test_a_distance_that_is_infinite_is_left_out_of_its_mean_and_counted():
+    rows = [
+        QueryResult(**vars(row) | {"values": row.values | {"hd95": h}})
+        for row, h in zip(RESULTS, (3, math.inf, 5, 7), strict=True)
+    ]
+    scores = summarise(rows)
+    score = scores["top1"]["drive"]
+    assert score.values["hd95"] == 3.0 and score.left_out == {"dice": 0, "iou": 0, "hd95": 1}
+    table = rule_tables(scores, {})
+    assert "| **Avg.** | 77.5 | 70.0 | 4.5 |" in table and "HD95: 1 queries left out" in table
+
+
+def test_intervals_count_groups_and_need_ten_of_them():
+    rows = [
+        QueryResult(**vars(_result("drive", str(i), "optic cup", d, d)) | {"group": f"p{i // 2}"})
+        for i, d in enumerate(np.linspace(0.3, 0.9, 22))
+    ]
+    few = [QueryResult(**vars(row) | {"dataset": "papila"}) for row in rows[:18]]
+    intervals = dice_intervals([*rows, *few])
+    table = rule_tables(summarise([*rows, *few]), {}, intervals=intervals).splitlines()
+    low, high = intervals["top1"]["drive"].interval
+    assert low < 0.6 < high
+    assert table[2].endswith("| Dice, 95 % interval | groups | queries | images |")
+    assert f"| {100 * low:.1f} to {100 * high:.1f} | 11 | 22 | 22 |" in table[4] and "| - | 9 | 18 | 18 |" in table[5]
+    assert "| - | - | 40 |" in table[6]
 
 
 ABSENT = [

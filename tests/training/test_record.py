@@ -12,7 +12,7 @@ def test_the_licences_of_earlier_runs_bind_too(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "save_transformers_folder", lambda *arguments: written.append(arguments[4]))
     monkeypatch.setattr(record, "processor", lambda *_: None)
     loaded = SimpleNamespace(model=None, tokenizer=SimpleNamespace(tokenizer=None))
-    corpus = SimpleNamespace(specs={}, split_by="image", split_hash=None)
+    corpus = SimpleNamespace(specs={}, split_by="image", test_fraction=0.0, split_hash=None)
     settings = SimpleNamespace(
         name="second",
         model=SimpleNamespace(checkpoint="runs/first", image_size=56),
