@@ -391,11 +391,11 @@ def check(config: Any) -> None:
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
     if isinstance(config, TrainConfig):
         _check_training(config)
-    if isinstance(config, EvaluateConfig) and config.evaluation.concepts == "paper":
-        if config.predictions is not None or config.evaluation.save_masks:
-            raise ValueError(
-                "evaluation.concepts=paper: mask files hold our concepts, so neither predictions nor save_masks go with it"
-            )
+    masks = isinstance(config, EvaluateConfig) and (config.predictions is not None or config.evaluation.save_masks)
+    if masks and config.evaluation.concepts == "paper":
+        raise ValueError(
+            "evaluation.concepts=paper: mask files hold our concepts, so leave out predictions and save_masks"
+        )
     if isinstance(config, EvaluateConfig) and config.prompt != "text":
         if config.evaluation.ask != "present":
             raise ValueError(f"prompt={config.prompt}: needs evaluation.ask=present, as what is not there has no box")
