@@ -16,6 +16,7 @@ class Range:
     holds: Callable[[float], bool]
 
 
+ANY = Range("a number", lambda value: True)
 NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0)
 POSITIVE = Range("greater than 0", lambda value: value > 0)
 FRACTION = Range("from 0 to 1", lambda value: 0 <= value <= 1)
@@ -75,6 +76,8 @@ RANGES: dict[str, Range] = {
     "volume.slices_per_pass": POSITIVE,
     "volume.*": NOT_NEGATIVE,
     "scan.percentiles": PERCENT,
+    "window": ANY,
+    "percentiles": PERCENT,
     "max_distance": BITS,
     "export_id": NNUNET_ID,
     "attempts": POSITIVE,

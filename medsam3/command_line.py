@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from medsam3 import config
+from medsam3.folders import CONFIG_FOLDER
 
-CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 T = TypeVar("T")
 LOST = re.compile("onnection (closed|reset) by peer|onnection refused|NCCL|Broken pipe|Timed out", re.IGNORECASE)
 REMOVED = {  # words of the command line that other ones stand for

@@ -315,6 +315,23 @@ class ReportConfig(RunConfig):
 
 
 @dataclass
+class PredictConfig(RunConfig):
+    input: Any = MISSING  # a picture, a folder, a glob pattern, a jobs file (.json), or a list of these
+    prompts: Any = MISSING  # a text or a list of texts; null: those of the jobs file
+    checkpoint: str = MISSING
+    image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
+    bf16: bool = MISSING
+    outputs: list[str] = MISSING  # index | masks | coco | overlays (prediction/outputs.py)
+    instances: str = MISSING  # united (one mask per prompt) | apart (one per instance)
+    exclusive: Any = MISSING  # all | a list of prompts: those that may not overlap; [] for none
+    orientation: str = MISSING  # shown (turned as EXIF says, as viewers do) | stored (as evaluate.py and annotations)
+    window: list[float] | None = MISSING  # values shown as black and white in pictures of more than 8 bits
+    percentiles: list[float] = MISSING  # of the picture's own values: where there is no window
+    data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+
+
+@dataclass
 class PrepareConfig(RunConfig):
     datasets: Any = MISSING  # a name or a use (train | internal | external: the paper's sets), or a list of them
     skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
@@ -358,6 +375,8 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "data.prompts": ("canonical", "paper"),
     "data.split.by": ("image", "group"),
     "evaluation.concepts": ("ours", "paper"),
+    "instances": ("united", "apart"),
+    "orientation": ("shown", "stored"),
     "evaluation.ask": ("present", "all"),
     "prompt": ("text", "box", "noisy_box", "text_box"),
     "volume.mode": ("detector", "tracker"),
@@ -372,6 +391,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="report_schema", node=ReportConfig)
+    store.store(name="predict_schema", node=PredictConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="audit_schema", node=AuditConfig)
     store.store(name="get_data_schema", node=GetDataConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import subprocess
 from pathlib import Path
@@ -11,11 +12,10 @@ PACKAGES = ("medsam3", "torch", "torchvision", "transformers", "numpy", "scipy",
 
 def code_version() -> str:
     """The git commit of this package, or its version where it is installed without its history."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        answer = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:  # no git
-        answer = ""
+    command, checkout, answer = ["git", "describe", "--always", "--dirty"], Path(__file__).parents[1], ""
+    if (checkout / "pyproject.toml").is_file():  # an installed package may lie in a repository of something else
+        with contextlib.suppress(FileNotFoundError):  # no git
+            answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip()
     return answer or f"version {_version('medsam3')}"
 
 

@@ -23,6 +23,7 @@ from medsam3.config import (
     AuditConfig,
     EvaluateConfig,
     GetDataConfig,
+    PredictConfig,
     PrepareConfig,
     TrainConfig,
     check,
@@ -175,7 +176,7 @@ def numbers_of(schema: type, prefix: str = "") -> list[str]:
     return keys
 
 
-SCHEMAS = (TrainConfig, EvaluateConfig, PrepareConfig, GetDataConfig, AuditConfig)
+SCHEMAS = (TrainConfig, EvaluateConfig, PredictConfig, PrepareConfig, GetDataConfig, AuditConfig)
 NUMBERS = sorted({key for schema in SCHEMAS for key in numbers_of(schema)})
 
 

@@ -8,19 +8,20 @@ import pytest
 
 from tests.conftest import ROOT
 
-GROUND = ("files", "messages", "bounds", "config", "distributed", "versions", "command_line")
+GROUND = ("files", "folders", "messages", "bounds", "config", "distributed", "versions", "command_line")
 DATA = ("registry", "layouts", "data", "preparation")
 NETWORK = ("checkpoints", "model", "prediction", "evaluation", "training", "benchmarks")
 BEFORE = {room: (*GROUND, *DATA[:i]) for i, room in enumerate(DATA)}
 BEFORE |= {room: (*GROUND, *DATA[:3], *NETWORK[:i]) for i, room in enumerate(NETWORK)}
 BEFORE |= {
     "files": (),
+    "folders": (),
     "messages": (),
     "bounds": (),
     "distributed": ("messages",),
     "versions": (),
     "config": ("messages", "bounds"),
-    "command_line": ("config", "distributed", "messages"),
+    "command_line": ("config", "distributed", "folders", "messages"),
     "checkpoints": (*GROUND, "registry"),
 }
 MODULES = sorted(path for path in (ROOT / "medsam3").rglob("*.py") if path.name != "__init__.py")

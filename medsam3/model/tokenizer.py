@@ -42,6 +42,10 @@ class ConceptTokenizer:
         ids, masks = zip(*(self._known[text] for text in texts), strict=True)
         return torch.stack(ids), torch.stack(masks)
 
+    def length(self, text: str) -> int:
+        """Tokens of a text, with begin and end; those beyond TEXT_LENGTH are cut."""
+        return len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
         if not text.strip():
             raise ValueError("an empty text is no prompt: give the name of a concept")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from medsam3.config import PredictionConfig
 from medsam3.data.transforms import image_to_tensor
-from medsam3.layouts.instances import Mask
+from medsam3.layouts.instances import Instances, Mask
 from medsam3.messages import listed
 from medsam3.model.detector import BoxPrompts, DetectorOutput, TextDetector, TextFeatures
 from medsam3.model.tokenizer import ConceptTokenizer
@@ -41,6 +41,7 @@ class Prediction:
     concept: str
     presence: float  # 0..1: is the concept in the image?
     answers: dict[str, Answer]  # by rule, in the order of `prediction.rules`
+    instances: tuple[tuple[float, Instances], ...] = ()  # score and mask of each, those of the first rule, if asked for
 
     @property
     def answer(self) -> Answer:
@@ -91,6 +92,7 @@ class ImagePredictor:
         exclusive: Sequence[str] = (),
         prompts: Sequence[str] = (),
         boxes: Sequence[np.ndarray] = (),
+        apart: bool = False,
     ) -> list[Prediction]:
         """Masks of an image at its own size.
 
@@ -100,6 +102,7 @@ class ImagePredictor:
             exclusive: those of the concepts that may not overlap; a disputed pixel goes to the highest confidence.
             prompts: the words to use for each concept, where they differ from its name.
             boxes: to show the model beside the words, for each concept [N, 4] cxcywh in 0..1; empty: none.
+            apart: also the instances that the first rule lays over each other, see `_apart`.
 
         Returns:
             One prediction per concept, in their order.
@@ -115,7 +118,9 @@ class ImagePredictor:
             for found, query, mask in zip(answers, queries, masks, strict=True):
                 found[rule] = Answer(query.choices[rule].score, mask)
         return [
-            Prediction(concept, query.heads.presence, found)
+            Prediction(
+                concept, query.heads.presence, found, _apart(query, self.config.rules[0], found) if apart else ()
+            )
             for concept, query, found in zip(concepts, queries, answers, strict=True)
         ]
 
@@ -221,6 +226,18 @@ def _padded(boxes: Sequence[np.ndarray], device: torch.device) -> BoxPrompts:
         padded[q, : len(own)] = torch.from_numpy(own)
         valid[q, : len(own)] = True
     return BoxPrompts(padded.to(device), valid.to(device))
+
+
+def _apart(query: Query, rule: str, found: dict[str, Answer]) -> tuple[tuple[float, Instances], ...]:
+    """Score and mask of each instance, the highest score first, as far as the concept's own mask reaches; what others
+    took in full stays as an instance without pixels."""
+    whole, choice = found[rule].mask, query.choices[rule]
+    instances = []
+    for number, score in sorted(zip(choice.masks, choice.confidences, strict=True), key=lambda pair: -pair[1]):
+        logits = query.logits[number][None, None]
+        resized = F.interpolate(logits, size=whole.shape, mode="bilinear", align_corners=False)[0, 0]
+        instances.append((score, Instances.whole((resized > 0).cpu().numpy() & whole)))
+    return tuple(instances)
 
 
 def _refuse_not_finite(finite: Iterable[bool], prompts: Sequence[str]) -> None:

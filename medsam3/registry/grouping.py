@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
+from medsam3.folders import MANIFESTS
+
 AUDIT_COLUMNS = ("dataset", "item", "other_dataset", "other_item")
 RULES = ("table", "links", "ranges", "blocks")
 LAST_NUMBER = r"(\d+)\D*$"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medsam3.folders import CONFIG_FOLDER
 from medsam3.messages import did_you_mean, one_of
 from medsam3.registry.grouping import GroupRule, check_group
 from medsam3.registry.patterns import FilePattern
@@ -44,7 +45,7 @@ MODALITIES = {
     "microscopy": "microscopy",
     "electron microscopy": "microscopy",
 }
-SPEC_FOLDER = Path(__file__).parents[2] / "configs" / "dataset"
+SPEC_FOLDER = CONFIG_FOLDER / "dataset"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsam3.folders import MANIFESTS
 from medsam3.messages import one_of
 from medsam3.registry.schema import read_mapping
 
-MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 STYLES = ("canonical", "paper")
 CONCEPT_KEYS = ("synonyms", "snomed", "category", "paper")
 CATEGORIES = ("anatomy", "tissue", "substance", "finding", "object", "other")
@@ -87,13 +87,18 @@ class Vocabulary:
         """A clause for each concept that is not a canonical name, with the nearest that are."""
         return [self._explain(concept) for concept in concepts if concept not in self.concepts]
 
-    def _explain(self, phrase: str) -> str:
+    def near(self, phrase: str) -> list[str]:
+        """Canonical names whose name or synonym is close in spelling; the closest first, at most three."""
         owner = {synonym: c.name for c in self.concepts.values() for synonym in c.synonyms}
         owner |= {name: name for name in self.concepts}
-        folded = str(phrase).strip().lower()
-        if folded in owner:
-            return f"{phrase!r} is no canonical name, write {owner[folded]!r}"
-        near = dict.fromkeys(owner[match] for match in difflib.get_close_matches(folded, owner, n=3))
+        folded = " ".join(str(phrase).lower().split())
+        return list(dict.fromkeys(owner[match] for match in difflib.get_close_matches(folded, owner, n=3)))
+
+    def _explain(self, phrase: str) -> str:
+        known = self.find(str(phrase))
+        if known:
+            return f"{phrase!r} is no canonical name, write {known.name!r}"
+        near = self.near(phrase)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "add it there with its synonyms"
         return f"unknown concept {phrase!r}, {hint}"
 

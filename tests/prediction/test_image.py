@@ -225,3 +225,22 @@ def test_many_instances_are_laid_over_each_other_whatever_fits_in_one_go(monkeyp
     for at_once in (1, 2, 8):
         monkeypatch.setattr(image, "RESIZED_AT_ONCE", at_once)
         assert predictor(answers, rules=["union"]).predict(wide, ["liver"])[0].answer.mask.all()
+
+
+def test_instances_apart_come_by_falling_score_and_make_up_the_union():
+    """Scores 0.375 and 0.34 reach the threshold of 0.3."""
+    (found,) = predictor(THREE, rules=["union"]).predict(IMAGE, ["liver"], apart=True)
+    assert [score for score, _ in found.instances] == pytest.approx([0.375, 0.75 / (1 + math.exp(0.2))])
+    assert [part.union().tolist() for _, part in found.instances] == [
+        [[False, False, True, False]],
+        [[False, False, False, True]],
+    ]
+    assert predictor(THREE, rules=["union"]).predict(IMAGE, ["liver"])[0].instances == ()
+
+
+def test_instances_apart_lose_the_pixels_that_another_concept_won():
+    small = np.zeros((1, 2, 3), np.uint8)
+    answers = {"liver": (0.0, [0.0], [[1.0, 3.0]]), "kidney": (0.0, [2.0], [[-1.0, 3.0]])}
+    liver, kidney = predictor(answers).predict(small, ["liver", "kidney"], ["liver", "kidney"], apart=True)
+    assert liver.instances[0][1].union().tolist() == [[True, False]]
+    assert kidney.instances[0][1].union().tolist() == [[False, True]]

@@ -1,0 +1,67 @@
+"""Pictures as people keep them: grey or in colour, 8 or 16 bits, with a palette, turned by an EXIF tag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from medsam3.config import PredictConfig
+from medsam3.layouts.pixels import UNREADABLE, WIDE_MODES, Range, read_image, unreadable
+from medsam3.prediction.jobs import VOLUMES
+
+TURNS = {  # EXIF orientation -> what a viewer does
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SEVERAL_VIEWS = "MPO"  # of a camera: the first is the picture, the others are previews
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as the model sees it, and as its masks lie."""
+
+    pixels: NDArray[np.uint8]  # [H, W, 3]
+    exif_orientation: int  # 1: none
+    notes: tuple[str, ...]
+
+
+def read_picture(path: Path, config: PredictConfig) -> Shown:
+    """A picture by the options `orientation`, `window` and `percentiles`.
+
+    Raises:
+        ValueError: it cannot be read, holds several pages, or is a volume.
+    """
+    if path.name.lower().endswith(VOLUMES):
+        raise ValueError(f"{path}: a volume, or a slice of one; predict.py takes pictures")
+    try:
+        with Image.open(path) as file:
+            pages, kind, mode = getattr(file, "n_frames", 1), file.format, file.mode
+            alpha = file.has_transparency_data
+            orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    if pages > 1 and kind != SEVERAL_VIEWS:
+        raise ValueError(f"{path}: holds {pages} pages; predict.py takes single pictures, so save each as a file")
+    pixels = read_image(path, _range(config.window), None if config.window else _range(config.percentiles))
+    notes = ["alpha channel left out"] if alpha else []
+    if mode in WIDE_MODES:
+        notes.append(f"{mode}: shown by " + (f"window {config.window}" if config.window else "percentiles"))
+    if orientation in TURNS:
+        if kind == "TIFF":
+            notes.append("the reader of TIFF files turns them as shown")
+        elif config.orientation == "shown":
+            pixels = np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
+    return Shown(pixels, orientation, tuple(notes))
+
+
+def _range(values: list[float] | None) -> Range | None:
+    return (values[0], values[1]) if values else None

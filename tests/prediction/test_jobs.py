@@ -1,0 +1,124 @@
+"""Which pictures a command is about, and where their results go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medsam3.prediction.jobs import RESULT, find_work
+from tests.prediction.predict_config import predict_config
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """in/: a.png, sub/b.JPG, a text, a hidden picture, a volume."""
+    for name in ("a.png", "sub/b.JPG", "readme.txt", ".c.png", "v.nii.gz"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def places(tmp_path, **changes) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Result folder below tmp_path -> file and prompts."""
+    work = find_work(predict_config(tmp_path, **changes))
+    return {
+        p.folder.relative_to(tmp_path).as_posix(): (p.path.relative_to(tmp_path).as_posix(), p.prompts)
+        for p in work.pictures
+    }
+
+
+def test_a_folder_gives_its_pictures_and_says_what_it_leaves_out(files):
+    assert places(files) == {
+        "out/a.png": ("in/a.png", ("polyp",)),
+        "out/sub/b.JPG": ("in/sub/b.JPG", ("polyp",)),
+        "out/v.nii.gz": ("in/v.nii.gz", ("polyp",)),
+    }
+    assert find_work(predict_config(files)).left_out == ["1 files with the ending .txt", "1 hidden files"]
+
+
+def test_a_file_and_a_pattern(files):
+    assert list(places(files, input=str(files / "in/sub/b.JPG"))) == ["out/b.JPG"]
+    assert list(places(files, input=str(files / "in/**/*.JPG"))) == ["out/sub/b.JPG"]
+    assert list(places(files, input=[str(files / "in/*.png"), str(files / "in/a.png")])) == ["out/a.png"]
+
+
+def test_a_jobs_file_has_prompts_and_folders_of_its_own(files):
+    jobs = [
+        {"input": f"{files}/in/a.png", "prompts": ["liver", "spleen"], "output": f"{files}/one"},
+        {"input": f"{files}/in/sub"},
+    ]
+    (files / "jobs.json").write_text(json.dumps(jobs))
+    assert places(files, input=str(files / "jobs.json")) == {
+        "one/a.png": ("in/a.png", ("liver", "spleen")),
+        "out/b.JPG": ("in/sub/b.JPG", ("polyp",)),
+    }
+
+
+def test_results_within_the_input_are_no_input(files):
+    (files / "in/runs/a.png").mkdir(parents=True)
+    (files / "in/runs/a.png" / RESULT).touch()
+    (files / "in/runs/a.png/index.png").touch()
+    work = find_work(predict_config(files, output_dir=str(files / "in/runs")))
+    assert "2 files of results" in work.left_out and len(work.pictures) == 3
+    assert len(find_work(predict_config(files)).pictures) == 3  # of another run
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[", "jobs.json: cannot be read as JSON"),
+        ('{"input": "a.png"}', "must hold a list"),
+        ("[]", "must hold a list"),
+        ('[{"inputs": "a.png"}]', "job 1: unknown key 'inputs'. Did you mean 'input'?"),
+        ('[{"input": "a.png", "input": "b.png"}]', "key 'input' twice"),
+        ('[{"input": "no/such.png"}]', "no/such.png: no such file or folder"),
+    ],
+)
+def test_a_wrong_jobs_file_is_refused(content, expected, tmp_path):
+    (tmp_path / "jobs.json").write_text(content)
+    with pytest.raises(ValueError) as caught:
+        find_work(predict_config(tmp_path, input=str(tmp_path / "jobs.json")))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (None, "what to look for is missing"),
+        ("", "prompts='': must be a text that is not empty"),
+        (["polyp", "  "], "prompts='  '"),
+        ([], r"prompts=\[\]: must name at least one"),
+        ([7], "prompts=7: must be a text"),
+        (["Liver", "spleen", "liver"], "more than once: liver"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(prompts, expected, files):
+    with pytest.raises(ValueError, match=expected):
+        find_work(predict_config(files, prompts=prompts))
+
+
+def test_pictures_of_one_place_are_refused(files):
+    with pytest.raises(ValueError, match=r"in/a.png and .*in/sub/a.png: both would be written to"):
+        (files / "in/sub/a.png").touch()
+        find_work(predict_config(files, input=[str(files / "in/a.png"), str(files / "in/sub/a.png")]))
+
+
+def test_results_never_take_the_place_of_something_else(files):
+    with pytest.raises(ValueError, match=r"in/a.png: the results of .* would take its place"):
+        find_work(predict_config(files, output_dir=str(files / "in")))
+    (files / "out/a.png").mkdir(parents=True)
+    (files / "out/a.png/thesis.txt").touch()
+    with pytest.raises(ValueError, match=r"out/a.png: the results of .* would take its place"):
+        find_work(predict_config(files))
+
+
+def test_nothing_to_do_is_said(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").touch()
+    with pytest.raises(ValueError, match=r"no picture found .* it holds 1 files with the ending .txt"):
+        find_work(predict_config(tmp_path))
+    with pytest.raises(ValueError, match="no such file or folder"):
+        find_work(predict_config(tmp_path, input=str(tmp_path / "nope")))
