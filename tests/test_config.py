@@ -71,6 +71,9 @@ def test_full_finetune_has_every_number_of_section_4():
     assert config.trainer.epochs == 10 and config.model.image_size == 1008
     assert (config.data.split.train_fraction, config.data.split.seed, config.data.split.by) == (0.85, 42, "image")
     assert config.model.checkpoint == "facebook/sam3" and config.datasets == "train"
+    data = config.data
+    assert (data.absent_concepts, data.synonyms, data.max_targets, data.max_repeats) == (0, 0, "keep", None)
+    assert data.augmentation.modalities == {} and data.weights == "size"
 
 
 NOT_IN_THE_PAPER = {  # the authors' later configuration, Meta's settings, or our own choice: config files say which

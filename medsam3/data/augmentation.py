@@ -118,8 +118,14 @@ def window_around(found: Iterable[Instances], size: tuple[int, ...], fraction: f
 
 
 def thinned(image: Image, masks: Masks, most: int, draw: random.Random) -> tuple[Image, Masks]:
-    """A part of the image in which no concept has more than `most` instances; the image itself where none has."""
+    """A part of the image in which no concept has more than `most` instances; the image itself where none has.
+
+    Raises:
+        ValueError: more instances than that lie in one place.
+    """
     while (count := max((len(found) for found in masks.values()), default=0)) > most:
+        if max(image.shape[:2]) < 16:
+            raise ValueError(f"{count} instances within {image.shape[1]} x {image.shape[0]} px: do masks come twice?")
         fraction = min(math.sqrt(0.9 * most / count), 0.95)
         image, masks = cut_out(image, masks, window_around(masks.values(), image.shape[:2], fraction, draw))
     return image, masks

@@ -78,7 +78,10 @@ class QueryDataset(Dataset[Sample]):
         image, masks = self._read(rows, asked)
         draw = random.Random(f"view:{seed}")
         if self.max_targets == "crop":
-            image, masks = thinned(image, masks, MAX_TARGETS, draw)
+            try:
+                image, masks = thinned(image, masks, MAX_TARGETS, draw)
+            except ValueError as error:
+                raise ValueError(f"{rows.dataset}/{rows.item}: {error}; or set data.max_targets=drop") from error
         frame = Frame.full(self.image_size)
         if self.augmentation is not None:
             image, masks = self.augmentation.moved(rows.dataset, image, masks, draw)

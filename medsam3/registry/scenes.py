@@ -218,6 +218,20 @@ def shipped_scenes() -> SceneTable:
     return SceneTable.load()
 
 
+def truly_absent(
+    table: SceneTable, spec: DatasetSpec, present: Collection[str], marked: Collection[str]
+) -> tuple[str, ...]:
+    """Those of the concepts marked absent in an image that really are: not too wide, nor implied by what is present,
+    nor marked by the data set in places only.
+
+    Args:
+        present: concepts that have an instance in the image.
+        marked: concepts that the data set annotated in the image and found absent.
+    """
+    barred = table.implied(present) | table.too_wide
+    return tuple(c for c in marked if table.canonical.get(c, c) not in barred and c not in spec.partly_marked)
+
+
 def absent_pool(
     table: SceneTable, spec: DatasetSpec, item: str, present: Collection[str], marked: Collection[str]
 ) -> AbsentPool:
@@ -226,20 +240,16 @@ def absent_pool(
     Args:
         spec: the data set of the image, with its scene and what it marks only in part.
         item: id of the image in the data set.
-        present: concepts that have an instance in the image.
-        marked: concepts that the data set annotated in the image and found absent.
+        present, marked: see `truly_absent`.
 
     Raises:
         ValueError: the scene of the item is not told by the data set's patterns.
     """
-    barred = table.implied(present) | table.too_wide
-    looked_for = tuple(
-        name for name in marked if table.canonical.get(name, name) not in barred and name not in spec.partly_marked
-    )
-    barred |= {table.canonical.get(name, name) for name in spec.concept_names}
+    own = {table.canonical.get(concept, concept) for concept in spec.concept_names}
+    barred = table.implied(present) | table.too_wide | own
     hard, easy = table.unseen(spec.scene_of(item), spec.modality)
     return AbsentPool(
-        looked_for,
+        truly_absent(table, spec, present, marked),
         tuple(name for name in hard if name not in barred),
         tuple(name for name in easy if name not in barred),
     )

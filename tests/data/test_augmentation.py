@@ -155,6 +155,8 @@ def test_more_targets_than_answers_are_kept_dropped_or_cropped(dots):
     nest = Instances((50, 50), np.tile(np.array([[0, 0, 50, 50]], np.int32), (3, 1)), (np.ones((50, 50), bool),) * 3)
     image, masks = thinned(np.zeros((50, 50, 3), np.uint8), {"a": nest}, 3, random.Random(0))
     assert image.shape[:2] == (50, 50) and len(masks["a"]) == 3
+    with pytest.raises(ValueError, match=r"3 instances within \d+ x \d+ px: do masks come twice"):
+        thinned(np.zeros((50, 50, 3), np.uint8), {"a": nest}, 2, random.Random(0))
 
 
 def test_samples_are_the_same_from_any_process_and_differ_between_repeats(shipped, dots):
