@@ -47,7 +47,7 @@ def interrupting(save):
 
 
 def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
-    settings = ["trainer.epochs=2", "trainer.max_steps=6", "trainer.save_every_steps=2", "name=run"]
+    settings = ["trainer.max_steps=4", "trainer.accumulation_steps=2", "trainer.save_every_steps=2", "name=run"]
     (tmp_path / "unbroken").mkdir()
     (tmp_path / "broken").mkdir()
     train(tmp_path / "unbroken", data, *settings)
