@@ -49,7 +49,7 @@ def interrupting(save):
 
 def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     """Bit for bit, with everything that is drawn: pictures, words, absent concepts, order."""
-    settings = ["trainer.epochs=2", "trainer.max_steps=6", "trainer.save_every_steps=2", "name=run"]
+    settings = ["trainer.max_steps=3", "trainer.accumulation_steps=2", "trainer.save_every_steps=2", "name=run"]
     settings += ["augmentation=by_modality", "data.absent_concepts=2", "data.hard_negatives=1", "data.synonyms=0.5"]
     settings += ["data.max_targets=crop", "data.max_repeats=2"]
     (tmp_path / "unbroken").mkdir()
