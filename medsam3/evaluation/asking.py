@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from medsam3.config import EvaluationConfig
 from medsam3.data.manifest import ImageRows
+from medsam3.registry.scenes import shipped_scenes, truly_absent
 from medsam3.registry.spec import DatasetSpec
 
 
 def concepts_asked(rows: ImageRows, spec: DatasetSpec, config: EvaluationConfig) -> dict[str, tuple[str, ...]]:
     """Concept to ask for -> the concepts of the data set that it unites (itself, but for some of the paper's).
 
-    With ask=present those that are in the image; with ask=all also those that were looked for and are not there, unless
-    the data set marks them only in part: there, nobody knows that they are absent.
+    With ask=present those that are in the image; with ask=all also those that were looked for and truly are not there
+    (see `truly_absent`: no malignant bone tumor beside an osteosarcoma).
     """
-    absent = set(rows.absent) - set(spec.partly_marked) if config.ask == "all" else set()
+    absent = set(truly_absent(shipped_scenes(), spec, rows.present, rows.absent)) if config.ask == "all" else set()
     wanted: dict[str, tuple[str, ...]] = {concept: (concept,) for concept in spec.concept_names}
     if config.concepts == "paper" and spec.paper_concepts is not None:
         wanted = spec.paper_concepts

@@ -54,8 +54,8 @@ class Run:
 def main() -> None:
     """The command line. Exit status 1: some pictures failed; 2: nothing was done."""
     if LIST_CONCEPTS in sys.argv[1:]:
-        for concept in sorted(Vocabulary.load().concepts.values(), key=lambda concept: concept.name):
-            print(concept.name + (f"   ({', '.join(concept.synonyms)})" if concept.synonyms else ""))
+        concepts = sorted(Vocabulary.load().concepts.values(), key=lambda concept: concept.name)
+        print("\n".join(c.name + (f"   ({', '.join(c.synonyms)})" if c.synonyms else "") for c in concepts))
         return
     register_schemas()
     failed: list[bool] = []

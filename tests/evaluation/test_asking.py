@@ -1,0 +1,34 @@
+"""What is asked of an image as absent is absent."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hydra import compose, initialize_config_dir
+
+from medsam3.command_line import CONFIG_FOLDER
+from medsam3.config import EvaluateConfig, register_schemas, typed
+from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.asking import concepts_asked
+from medsam3.registry.spec import load_specs
+
+
+def test_false_negatives_of_the_annotations_are_not_asked():
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        given = typed(compose("evaluate", ["checkpoint=tiny", "split=internal"]), EvaluateConfig).evaluation
+    settings = dataclasses.replace(given, ask="all", concepts="ours")
+    specs = load_specs(["btxrd", "bcss", "m2caiseg"])
+
+    def asked(name: str, *present: str) -> set[str]:
+        absent = tuple(concept for concept in specs[name].concept_names if concept not in present)
+        rows = ImageRows(name, "x", "x", "val", present, absent)
+        assert set(concepts_asked(rows, specs[name], dataclasses.replace(settings, ask="present"))) == set(present)
+        return set(concepts_asked(rows, specs[name], settings)) - set(present)
+
+    sarcoma = asked("btxrd", "bone tumor", "osteosarcoma")
+    assert {"osteochondroma", "benign bone tumor"} <= sarcoma and "malignant bone tumor" not in sarcoma
+    assert "malignant bone tumor" in asked("btxrd")  # a normal film
+    infiltrate = asked("bcss", "lymphocytic infiltrate")
+    assert "breast tumor" in infiltrate and not {"immune infiltrate", "nerve", "blood"} & infiltrate
+    assert not {"grasper", "tissue"} & asked("m2caiseg", "bipolar forceps", "liver")
