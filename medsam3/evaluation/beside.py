@@ -12,12 +12,11 @@ from typing import Any
 
 from medsam3.config import differing_keys
 from medsam3.evaluation.results import FILES, Results, read_results
-from medsam3.evaluation.scores import QueryResult
-from medsam3.evaluation.statistics import MIN_DRAWS, MeanInterval, mean_interval
+from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
+from medsam3.evaluation.statistics import MeanInterval, mean_interval
 from medsam3.files import file_hash
 from medsam3.messages import listed
 
-LEVEL, DRAWS, SEED = 0.95, MIN_DRAWS, 0  # of intervals
 OTHERS = ("part", "prompt", "score", "presence", "ceiling", "truth_px", "prediction_px")
 Key = tuple[str, str, str, str]
 

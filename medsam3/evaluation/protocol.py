@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from medsam3.evaluation.beside import DRAWS, LEVEL, SEED, Pair, Side, dice_of, key_of
+from medsam3.evaluation.beside import Pair, Side, dice_of, key_of
 from medsam3.evaluation.charts import table
 from medsam3.evaluation.concept_f1 import SCORE_THRESHOLD, ImageLevel
 from medsam3.evaluation.mask_files import MASKS
 from medsam3.evaluation.refusals import false_positive_rate, presence_auroc
-from medsam3.evaluation.scores import QueryResult
+from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
 from medsam3.evaluation.statistics import MIN_GROUPS
 
 WORST = 5
