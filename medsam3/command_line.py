@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from medsam3 import config
+from medsam3 import checks, config
 from medsam3.folders import CONFIG_FOLDER
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def run_script(config_name: str, schema: type[T], job: Callable[[T], Any]) -> No
         compose()
         _give_folders(composed)
         for configuration in composed:
-            job(config.typed(configuration, schema))
+            job(checks.typed(configuration, schema))
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("MEDSAM3_TRACEBACK") == "1":
             raise

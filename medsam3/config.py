@@ -1,4 +1,4 @@
-"""The typed form of every key in configs/, and the checks that need more than one key.
+"""The typed form of every key in configs/; checks.py holds what must hold of their values.
 
 The numbers live in the YAML files; the dataclasses hold types only. Hydra composes the files and merges them into these
 classes (an unknown key or a wrong type stops there), and the code receives plain dataclass instances.
@@ -6,19 +6,11 @@ classes (an unknown key or a wrong type stops there), and the code receives plai
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
-
-from medsam3.bounds import check_numbers
-from medsam3.messages import did_you_mean, one_of
-
-T = TypeVar("T")
-_ABSENT = object()
+from omegaconf import MISSING
 
 
 @dataclass
@@ -364,27 +356,6 @@ class AuditConfig(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
 
 
-MASK_RULES = ("top1", "union", "semantic")  # as in prediction/rules.py
-LEGAL: dict[str, tuple[str | None, ...]] = {
-    "device": ("auto", "cpu", "cuda"),
-    "export": (None, "nnunet"),
-    "loss.variant": ("paper", "sam3", "box_only"),
-    "model.activation_checkpointing": ("none", "vision", "all"),
-    "model.compile": ("auto", "none", "vision", "all"),
-    "data.max_targets": ("keep", "drop", "crop"),
-    "data.prompts": ("canonical", "paper"),
-    "data.split.by": ("image", "group"),
-    "evaluation.concepts": ("ours", "paper"),
-    "instances": ("united", "apart"),
-    "orientation": ("shown", "stored"),
-    "evaluation.ask": ("present", "all"),
-    "prompt": ("text", "box", "noisy_box", "text_box"),
-    "volume.mode": ("detector", "tracker"),
-    "volume.tracker_vision": ("auto", "original", "shared"),
-    "wandb.mode": ("auto", "online", "offline", "off"),
-}
-
-
 def register_schemas() -> None:
     """Make the classes known to Hydra, so that configs/*.yaml are checked while they are composed."""
     store = ConfigStore.instance()
@@ -395,122 +366,3 @@ def register_schemas() -> None:
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="audit_schema", node=AuditConfig)
     store.store(name="get_data_schema", node=GetDataConfig)
-
-
-def typed(config: DictConfig, schema: type[T]) -> T:
-    """The composed configuration as an instance of its dataclass, after all checks.
-
-    Raises:
-        ValueError: a key has no value, or values do not go together; names the key, the value and the legal ones.
-    """
-    try:
-        result = OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
-        raise ValueError(f"{getattr(error, 'full_key', error)}: no value given") from error
-    assert isinstance(result, schema)
-    _refuse_extra_keys(result)
-    check(result)
-    return result
-
-
-def _refuse_extra_keys(value: Any, prefix: str = "") -> None:
-    """Hydra's plus (+trainer.epoch=3) adds keys that no dataclass has, and nothing would read them."""
-    legal = [field.name for field in dataclasses.fields(value)]
-    for name, inner in vars(value).items():
-        if name not in legal:
-            raise ValueError(f"unknown key {prefix}{name}.{did_you_mean(name, legal)} Legal here: {', '.join(legal)}")
-        if dataclasses.is_dataclass(inner):
-            _refuse_extra_keys(inner, f"{prefix}{name}.")
-
-
-def check(config: Any) -> None:
-    """Checks that need more than a type: see `typed`."""
-    for key, legal in LEGAL.items():
-        value = _lookup(config, key)
-        if value is not _ABSENT:
-            one_of(key, value, legal)
-    check_numbers(config)
-    for key in ("datasets", "split"):
-        value = _lookup(config, key)
-        names = value if isinstance(value, list) else [value]
-        all_sets = value is None and isinstance(config, GetDataConfig)
-        if value is not _ABSENT and not all_sets and not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{key}={value}: must be a name, or a list of names: [drive, busi]")
-    rules = _lookup(config, "prediction.rules")
-    if rules is not _ABSENT:
-        for rule in rules:
-            one_of("prediction.rules", rule, MASK_RULES)
-        if not rules or len(set(rules)) < len(rules):
-            raise ValueError(
-                f"prediction.rules={rules}: must name one or several of {', '.join(MASK_RULES)}, each once"
-            )
-    if not config.name.strip() or config.name.startswith("/") or {".", ".."} & set(config.name.split("/")):
-        raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
-    if isinstance(config, TrainConfig):
-        _check_training(config)
-    if isinstance(config, EvaluateConfig):
-        _check_evaluation(config)
-
-
-def _check_evaluation(config: EvaluateConfig) -> None:
-    mask_files = config.predictions is not None or config.evaluation.save_masks
-    if config.evaluation.concepts == "paper" and mask_files:
-        raise ValueError(
-            "evaluation.concepts=paper: mask files hold our concepts, so leave out predictions and save_masks"
-        )
-    if config.prompt != "text":
-        if config.evaluation.ask != "present":
-            raise ValueError(f"prompt={config.prompt}: needs evaluation.ask=present, as what is not there has no box")
-        if config.predictions is not None:
-            raise ValueError(f"prompt={config.prompt} with predictions={config.predictions}: files are asked nothing")
-
-
-def _check_training(config: TrainConfig) -> None:
-    if config.evaluation.save_masks:
-        raise ValueError("evaluation.save_masks=true: evaluate.py writes masks, training does not")
-    weights = config.data.weights
-    numbers = isinstance(weights, dict) and all(isinstance(value, int | float) for value in weights.values())
-    if not numbers and weights not in ("size", "sqrt", "uniform"):
-        raise ValueError(f"data.weights={weights!r}: must be size, sqrt, uniform or a mapping of data set to weight")
-    if len(config.optim.betas) != 2:
-        raise ValueError(f"optim.betas={config.optim.betas}: must be two numbers, for example [0.9, 0.999]")
-    parts = [f.name for f in dataclasses.fields(LearningRates)]
-    for part in config.optim.schedule.constant_parts:
-        if part not in parts:
-            raise ValueError(f"optim.schedule.constant_parts: {part!r} is not one of {', '.join(parts)}")
-    if config.data.absent_concepts and config.data.max_queries <= config.data.absent_concepts:
-        raise ValueError(
-            f"data.max_queries={config.data.max_queries} leaves no room for a present concept beside "
-            f"data.absent_concepts={config.data.absent_concepts}: raise it to {config.data.absent_concepts + 1} or more"
-        )
-    if config.data.hard_negatives > config.data.absent_concepts:
-        raise ValueError(
-            f"data.hard_negatives={config.data.hard_negatives}: they are among the absent concepts, so at most "
-            f"data.absent_concepts={config.data.absent_concepts}"
-        )
-    if config.model.one_to_many_queries is False and config.loss.one_to_many.weight:
-        raise ValueError(
-            f"model.one_to_many_queries=false with loss.one_to_many.weight={config.loss.one_to_many.weight}: "
-            "set the weight to 0 or switch the branch on"
-        )
-
-
-def _lookup(config: Any, dotted_key: str) -> Any:
-    value = config
-    for name in dotted_key.split("."):
-        if not hasattr(value, name):
-            return _ABSENT
-        value = getattr(value, name)
-    return value
-
-
-def differing_keys(stored: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "key: stored -> current" for all leaves that differ."""
-    lines: list[str] = []
-    for key in sorted(stored.keys() | current.keys(), key=str):
-        old, new = stored.get(key, "(absent)"), current.get(key, "(absent)")
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differing_keys(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old} -> {new}")
-    return lines

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from medsam3.bounds import range_of
+from medsam3.checks import check, differing_keys, typed
 from medsam3.command_line import explain, run_script
 from medsam3.config import (
     AuditConfig,
@@ -26,10 +27,7 @@ from medsam3.config import (
     PredictConfig,
     PrepareConfig,
     TrainConfig,
-    check,
-    differing_keys,
     register_schemas,
-    typed,
 )
 
 ROOT = Path(__file__).parent.parent

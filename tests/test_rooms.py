@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-GROUND = ("files", "folders", "messages", "bounds", "config", "distributed", "versions", "command_line")
+GROUND = ("files", "folders", "messages", "bounds", "config", "checks", "distributed", "versions", "command_line")
 DATA = ("registry", "layouts", "data", "preparation")
 NETWORK = ("checkpoints", "model", "prediction", "evaluation", "training", "benchmarks")
 BEFORE = {room: (*GROUND, *DATA[:i]) for i, room in enumerate(DATA)}
@@ -20,8 +20,9 @@ BEFORE |= {
     "bounds": (),
     "distributed": ("messages",),
     "versions": (),
-    "config": ("messages", "bounds"),
-    "command_line": ("config", "distributed", "folders", "messages"),
+    "config": (),
+    "checks": ("bounds", "config", "messages"),
+    "command_line": ("checks", "config", "distributed", "folders", "messages"),
     "checkpoints": (*GROUND, "registry"),
 }
 MODULES = sorted(path for path in (ROOT / "medsam3").rglob("*.py") if path.name != "__init__.py")

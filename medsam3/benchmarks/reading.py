@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medsam3.benchmarks.parts import MANY_QUERIES, SEED
+from medsam3.checks import typed
 from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import TrainConfig, register_schemas, typed
+from medsam3.config import TrainConfig, register_schemas
 from medsam3.data.augmentation import Augmentation
 from medsam3.data.batch import Query, Sample
 from medsam3.data.corpus import Corpus

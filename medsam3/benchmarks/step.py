@@ -14,8 +14,9 @@ from hydra import compose, initialize_config_dir
 
 from medsam3 import distributed
 from medsam3.benchmarks.parts import SEED, small_corpus
+from medsam3.checks import typed
 from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import TrainConfig, register_schemas, typed
+from medsam3.config import TrainConfig, register_schemas
 from medsam3.registry.spec import load_specs
 
 

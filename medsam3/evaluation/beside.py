@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medsam3.config import differing_keys
+from medsam3.checks import differing_keys
 from medsam3.evaluation.results import FILES, Results, read_results
 from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
 from medsam3.evaluation.statistics import MeanInterval, mean_interval

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.config import differing_keys
+from medsam3.checks import differing_keys
 from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.results import Results
 from medsam3.evaluation.statistics import PairedComparison, compare_paired, holm

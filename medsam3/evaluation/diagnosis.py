@@ -10,7 +10,8 @@ import dataclasses
 from pathlib import Path
 
 from medsam3 import distributed
-from medsam3.config import EvaluateConfig, check
+from medsam3.checks import check
+from medsam3.config import EvaluateConfig
 from medsam3.evaluation.comparison import Contestant, Duel, Settings, compare
 from medsam3.evaluation.comparison_tables import comparison_json, comparison_markdown
 from medsam3.evaluation.measurement import evaluate

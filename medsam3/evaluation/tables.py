@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from medsam3.config import differing_keys
+from medsam3.checks import differing_keys
 from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.question import Question
 from medsam3.evaluation.scores import QueryResult, Score, mean_score

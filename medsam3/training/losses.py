@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from medsam3.config import LEGAL, FindLossConfig, LossConfig
+from medsam3.checks import LEGAL
+from medsam3.config import FindLossConfig, LossConfig
 from medsam3.data.batch import Targets
 from medsam3.distributed import mean_over_ranks
 from medsam3.messages import one_of

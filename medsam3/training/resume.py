@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from transformers import Sam3Model
 
 from medsam3 import distributed
-from medsam3.config import differing_keys
+from medsam3.checks import differing_keys
 from medsam3.data.corpus import Corpus
 from medsam3.files import needs_room, new_file, write_text
 from medsam3.training.meter import StepMeter

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tvf
 
+from medsam3.checks import typed
 from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import AugmentationConfig, LookConfig, TrainConfig, register_schemas, typed
+from medsam3.config import AugmentationConfig, LookConfig, TrainConfig, register_schemas
 from medsam3.data.augmentation import Augmentation, restained, thinned, toned, window_around
 from medsam3.data.dataset import MAX_TARGETS
 from medsam3.data.sampler import ImageSampler

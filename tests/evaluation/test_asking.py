@@ -6,8 +6,9 @@ import dataclasses
 
 from hydra import compose, initialize_config_dir
 
+from medsam3.checks import typed
 from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import EvaluateConfig, register_schemas, typed
+from medsam3.config import EvaluateConfig, register_schemas
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.asking import concepts_asked
 from medsam3.registry.spec import load_specs

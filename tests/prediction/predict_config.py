@@ -7,7 +7,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from medsam3.config import PredictConfig, register_schemas, typed
+from medsam3.checks import typed
+from medsam3.config import PredictConfig, register_schemas
 from medsam3.folders import CONFIG_FOLDER
 
 TINY: dict[str, Any] = {"checkpoint": "tiny", "image_size": 56, "device": "cpu"}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsam3.config import MASK_RULES, PredictionConfig
+from medsam3.checks import MASK_RULES
+from medsam3.config import PredictionConfig
 from medsam3.model.detector import BranchOutput, DetectorOutput, TextFeatures
 from medsam3.prediction import image
 from medsam3.prediction.image import ImagePredictor

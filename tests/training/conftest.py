@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from hydra import compose, initialize_config_dir
 
+from medsam3.checks import typed
 from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import TrainConfig, register_schemas, typed
+from medsam3.config import TrainConfig, register_schemas
 from tests.scripts import SMALL
 
 Configure = Callable[..., TrainConfig]

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from medsam3.config import TrainConfig, register_schemas, typed
+from medsam3.checks import typed
+from medsam3.config import TrainConfig, register_schemas
 from medsam3.data.batch import collate
 from medsam3.data.corpus import open_corpus
 from medsam3.evaluation.answers import ModelAnswers
