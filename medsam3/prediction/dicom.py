@@ -16,6 +16,7 @@ from medsam3.messages import listed
 from medsam3.prediction.dicom_series import DicomSeries, Frame, Header, Plane, decoded, hashed, need
 
 NO_PICTURES = ("SEG", "RTDOSE")  # have rows and columns, but are results
+NEEDED = ("Columns", "PhotometricInterpretation", "BitsAllocated")
 SAME_ORIENTATION = 1e-3  # of a direction cosine
 SAME_PLACE_MM = 1e-3
 SAME_SPACING = 0.01
@@ -80,6 +81,9 @@ def _frames(path: Path) -> tuple[list[Frame], list[str]]:
 
 
 def _frames_of(file: Path, header: Header) -> list[Frame]:
+    missing = [keyword for keyword in NEEDED if header.get(keyword) is None]
+    if missing:
+        raise ValueError(f"an image without {', '.join(missing)}")
     frames = [Frame(file, 0, header, None)]
     frames = [replace(frames[0], number=number) for number in range(frames[0].count)]
     if len(frames) > 1 and "PerFrameFunctionalGroupsSequence" not in header:
@@ -149,7 +153,9 @@ def _choose(groups: list[DicomSeries], key: str | None, path: Path) -> tuple[Dic
         group
         for group in pictures
         if group is not largest
-        and (len(group.frames) > few or group.header.SeriesInstanceUID != largest.header.SeriesInstanceUID)
+        and (
+            len(group.frames) > few or group.header.get("SeriesInstanceUID") != largest.header.get("SeriesInstanceUID")
+        )
     ]
     if rivals:
         raise ValueError(f"{path}: holds several series: choose one with series=KEY, of {choices}")

@@ -21,7 +21,7 @@ def read_voxels(series: DicomSeries) -> Voxels:
     8-bit values without a rescale stay uint8, everything else is float32.
 
     Raises:
-        ValueError: a frame that cannot be decoded.
+        ValueError: a frame that cannot be decoded; a slope without an intercept, or the reverse; a slope of 0.
     """
     voxels: Voxels | None = None
     dtype = np.uint8 if all(map(_plain_8_bit, series.frames)) else np.float32
@@ -40,10 +40,21 @@ def read_voxels(series: DicomSeries) -> Voxels:
 def _plain_8_bit(frame: Frame) -> bool:
     if frame.header.PhotometricInterpretation == "PALETTE COLOR":
         return True
+    unsigned_8 = frame.header.BitsAllocated <= 8 and frame.header.get("PixelRepresentation") == 0
+    return unsigned_8 and _rescale(frame) in (None, (1, 0)) and "ModalityLUTSequence" not in frame.find(VALUE_GROUP)
+
+
+def _rescale(frame: Frame) -> tuple[float, float] | None:
+    """Slope and intercept."""
     values = frame.find(VALUE_GROUP)
-    rescaled = (values.get("RescaleSlope") or 1, values.get("RescaleIntercept") or 0) != (1, 0)
-    unsigned_8 = frame.header.BitsAllocated <= 8 and frame.header.PixelRepresentation == 0
-    return unsigned_8 and not rescaled and "ModalityLUTSequence" not in values
+    slope, intercept = values.get("RescaleSlope"), values.get("RescaleIntercept")
+    if slope is None and intercept is None:
+        return None
+    if slope is None or intercept is None or slope == 0:
+        raise ValueError(
+            f"{frame.file}: RescaleSlope {slope} with RescaleIntercept {intercept}: what do its values mean?"
+        )
+    return float(slope), float(intercept)
 
 
 def _measured(frame: Frame, stored: Voxels) -> Voxels:
@@ -51,7 +62,16 @@ def _measured(frame: Frame, stored: Voxels) -> Voxels:
     if frame.header.PhotometricInterpretation == "PALETTE COLOR":
         colours = pixels.apply_color_lut(stored, frame.header)
         return (colours >> 8 * (colours.itemsize - 1)).astype(np.uint8)  # of 16 bits the upper 8
-    return pixels.apply_modality_lut(stored, frame.find(VALUE_GROUP))
+    values = frame.find(VALUE_GROUP)
+    if "ModalityLUTSequence" in values:
+        return pixels.apply_modality_lut(stored, values)
+    slope, intercept = _rescale(frame) or (1.0, 0.0)
+    return stored if (slope, intercept) == (1, 0) else stored * slope + intercept
+
+
+def is_measured(series: DicomSeries) -> bool:
+    """Whether the header says what the stored values measure; else a modality's units are not theirs."""
+    return all(_rescale(f) is not None or "ModalityLUTSequence" in f.find(VALUE_GROUP) for f in series.frames)
 
 
 def is_inverted(series: DicomSeries) -> bool:

@@ -21,9 +21,9 @@ from medsam3.registry.vocabulary import Vocabulary
 
 KINDS = ("BINARY", "LABELMAP")
 SCHEME = "99MEDSAM3"  # of our own codes, for what has no SNOMED code in the vocabulary
-# Attributes that every source image must have, if empty (type 2 of the modules patient and general study).
+# Attributes that every source image must have, if empty (type 2 of the patient, study and plane modules).
 PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
-MAY_BE_EMPTY = (*PATIENT, "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
+MAY_BE_EMPTY = (*PATIENT, "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "SliceThickness")
 LABEL_LETTERS = 64  # of DICOM's short texts (LO)
 SERIES_NUMBER_OFFSET = 1000
 
@@ -60,8 +60,17 @@ def write_dicom_seg(
     try:
         with new_file(path) as temporary:
             _segmentation(series, stacked, list(masks), vocabulary, weights, kind).save_as(temporary)
-    except (AttributeError, OSError, ValueError) as error:  # highdicom: AttributeError for what an image lacks
-        raise ValueError(f"{path}: cannot be written ({error})") from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # highdicom's, for what an image lacks
+        reason = _without_patient(f"{type(error).__name__}: {error}", series)
+        raise ValueError(f"{path}: cannot be written ({reason})") from None
+
+
+def _without_patient(message: str, series: DicomSeries) -> str:
+    """What highdicom quotes of a value that it does not like."""
+    for keyword in PATIENT:
+        value = str(series.header.get(keyword) or "")
+        message = message.replace(value, f"the value of {keyword}") if value else message
+    return message
 
 
 def _segmentation(

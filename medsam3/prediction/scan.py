@@ -21,7 +21,7 @@ from medsam3.layouts.volume_cache import AXES, cut
 from medsam3.layouts.volume_files import LOADERS, Volume, Voxels, load_volume
 from medsam3.messages import one_of
 from medsam3.prediction.dicom import open_series
-from medsam3.prediction.dicom_pixels import header_window, is_inverted, read_voxels
+from medsam3.prediction.dicom_pixels import header_window, is_inverted, is_measured, read_voxels
 from medsam3.prediction.dicom_series import DicomSeries
 
 PLANES = ("sagittal", "coronal", "axial")  # across the axes of the patient: left-right, back-front, foot-head
@@ -138,7 +138,7 @@ def _window(
         return header, why
     if volume.voxels.dtype == np.uint8:
         return None, "8-bit values as they are"
-    by_modality = config.modality_windows.get(series.modality) if series else None
+    by_modality = config.modality_windows.get(series.modality) if series and is_measured(series) else None
     if by_modality is not None:
         assert series is not None
         return _range(f"modality_windows.{series.modality}", by_modality), f"modality {series.modality}, {why}"

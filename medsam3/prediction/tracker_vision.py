@@ -91,11 +91,11 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 def drift(video: Any, pictures: Pictures, exact: HiddenOf, shared: HiddenOf) -> list[float]:
     """How much the tracker's feature maps change with the shared ViT: |change| / |exact| on a few slices.
 
-    Returns:
-        One number for each map, fine to coarse.
-
     Args:
         video: a Sam3VideoModel, for its tracker neck.
+
+    Returns:
+        One number for each map, fine to coarse.
     """
     change, size = np.zeros(3), np.zeros(3)
     for index in np.linspace(0, len(pictures) - 1, min(DRIFT_SLICES, len(pictures))).round().astype(int).tolist():

@@ -1,4 +1,4 @@
-"""The DICOM files that come with pydicom: compressed, in colour, of several frames, broken."""
+"""DICOM files: those that come with pydicom (compressed, in colour, of several frames, broken), and damaged ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydicom.data import get_testdata_file
 from medsam3.prediction.dicom_seg import write_dicom_seg
 from medsam3.prediction.scan import read_scan
 from medsam3.prediction.writers import write_volume
+from tests.dicom_files import save_series, series
 from tests.prediction.test_dicom import CONFIG, VOCABULARY
 
 
@@ -67,3 +68,22 @@ def test_frames_without_a_place(tmp_path):
     with pytest.raises(ValueError, match=r"does not say where its voxels lie.*write .tif"):
         write_volume(tmp_path / "out.nrrd", nothing["liver"], scan)
     write_volume(tmp_path / "out.tif", nothing["liver"], scan)
+
+
+def test_a_file_cut_short_in_its_header_is_refused(tmp_path):
+    folder = save_series(tmp_path / "in", series())
+    whole = (folder / "5_1.dcm").read_bytes()
+    for size in (len(whole) - 7, 700, 300):
+        (folder / "5_1.dcm").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"5_1\.dcm"):
+            read_scan(folder, CONFIG)
+
+
+@pytest.mark.parametrize("keyword", ["Columns", "BitsAllocated", "PhotometricInterpretation"])
+def test_an_image_without_what_an_image_needs_is_named(keyword, tmp_path):
+    folder = save_series(tmp_path / "in", series())
+    broken = pydicom.dcmread(folder / "5_1.dcm")
+    delattr(broken, keyword)
+    broken.save_as(folder / "5_1.dcm")
+    with pytest.raises(ValueError, match=rf"5_1\.dcm: cannot be read as DICOM .*an image without {keyword}"):
+        read_scan(folder, CONFIG)
