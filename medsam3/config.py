@@ -317,8 +317,8 @@ class PredictConfig(RunConfig):
     instances: str = MISSING  # united (one mask per prompt) | apart (one per instance)
     exclusive: Any = MISSING  # all | a list of prompts: those that may not overlap; [] for none
     orientation: str = MISSING  # shown (turned as EXIF says, as viewers do) | stored (as evaluate.py and annotations)
-    window: list[float] | None = MISSING  # values shown as black and white in pictures of more than 8 bits
-    percentiles: list[float] = MISSING  # of the picture's own values: where there is no window
+    scan: ScanConfig = field(default_factory=ScanConfig)  # of pictures with more than 8 bits: window, percentiles
+    volume: VolumeConfig = field(default_factory=VolumeConfig)
     data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
     prediction: PredictionConfig = field(default_factory=PredictionConfig)
 

@@ -14,9 +14,7 @@ import pytest
 from tests.conftest import ROOT, save_picture
 
 SOURCES = ("medsam3", "configs", "data_manifests", "pyproject.toml", "setup.py", "README.md", "LICENSE")
-COMMAND = (
-    "import sys; from medsam3.prediction.command import main; sys.argv = ['medsam3-predict', *sys.argv[1:]]; main()"
-)
+COMMAND = "from medsam3.prediction.command import main; main()"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from medsam3 import distributed
 from medsam3.checkpoints.weights import weights_hash
 from medsam3.command_line import run_script
 from medsam3.config import PredictConfig, register_schemas
-from medsam3.files import file_hash, new_folder, writable_folder, write_text
+from medsam3.files import new_folder, writable_folder, write_text
 from medsam3.messages import one_of
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
@@ -29,6 +30,8 @@ from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.jobs import RESULT, Picture, find_work
 from medsam3.prediction.outputs import OUTPUTS, PictureResult, json_text, write_coco
 from medsam3.prediction.picture_files import Shown, read_picture
+from medsam3.prediction.scan import Scan, read_scan
+from medsam3.prediction.volume_outputs import BYTES_PER_VOXEL, KINDS, predict_scan, source_hash, write_scan_results
 from medsam3.registry.vocabulary import Vocabulary
 from medsam3.versions import code_version, package_versions
 
@@ -93,7 +96,9 @@ def predict(config: PredictConfig) -> Run:
         if "coco" in config.outputs:
             done = {entry["folder"] for entry in run.pictures}
             for output in outputs:
-                own = [p for p in work.pictures if p.output == output and p.folder.as_posix() in done]
+                own = [
+                    p for p in work.pictures if p.output == output and p.folder.as_posix() in done and not p.is_volume
+                ]
                 write_coco(output, [(picture.path, picture.folder) for picture in own])
         run.finished = True
     finally:
@@ -107,9 +112,11 @@ def _check(config: PredictConfig) -> None:
         one_of("outputs", kind, OUTPUTS)
     if len(config.prediction.rules) != 1:
         raise ValueError(f"prediction.rules={config.prediction.rules}: one rule makes the masks; name one")
+    if config.volume.mode != "detector":
+        raise ValueError(f"volume.mode={config.volume.mode}: predict.py takes each slice alone so far; set detector")
     if config.instances == "apart" and config.prediction.rules == ["semantic"]:
         raise ValueError("instances=apart: the rule semantic knows no instances; set prediction.rules=[union]")
-    for key, values in (("window", config.window), ("percentiles", config.percentiles)):
+    for key, values in (("scan.window", config.scan.window), ("scan.percentiles", config.scan.percentiles)):
         if values is not None and (len(values) != 2 or not values[0] < values[1]):
             raise ValueError(f"{key}={values}: must be two numbers, the lower one first")
 
@@ -135,12 +142,12 @@ def _check_exclusive(config: PredictConfig, prompts: Sequence[str]) -> None:
 
 
 def _asked(config: PredictConfig, loaded: LoadedModel, device: torch.device) -> dict[str, Any]:
-    keys = ("checkpoint", "outputs", "instances", "exclusive", "orientation", "window", "percentiles", "seed")
+    keys = ("checkpoint", "outputs", "instances", "exclusive", "orientation", "seed")
     return {
         **{key: getattr(config, key) for key in keys},
         "weights_sha256": weights_hash(loaded.model),
         "image_size": loaded.image_size,
-        "prediction": dataclasses.asdict(config.prediction),
+        **{key: dataclasses.asdict(getattr(config, key)) for key in ("prediction", "scan", "volume")},
         "precision": "bfloat16" if config.bf16 and device.type == "cuda" else "float32",
         "device": device.type,
         "code": code_version(),
@@ -177,7 +184,7 @@ def _remarks_on(prompt: str, vocabulary: Vocabulary, tokenizer: ConceptTokenizer
 class _Read:
     sha256: str
     before: dict[str, Any] | None  # the result that is there already
-    shown: Shown | None
+    shown: Shown | Scan | None
 
 
 def _segment(pictures: Sequence[Picture], config: PredictConfig, predictor: ImagePredictor, run: Run) -> None:
@@ -187,11 +194,10 @@ def _segment(pictures: Sequence[Picture], config: PredictConfig, predictor: Imag
         try:
             found = get()
             if found.before is None:
-                assert found.shown is not None
-                result = _answer(picture, found.shown, config, predictor)
-                _write(result, found.sha256, config, run.asked)
+                segment = _segment_scan if isinstance(found.shown, Scan) else _segment_picture
+                segment(picture, found, config, predictor, run.asked)
             entry = found.before or json.loads((picture.folder / RESULT).read_text(encoding="utf-8"))
-            keys = ("input", "sha256", "width", "height", "masks_lie", "notes", "prompts")
+            keys = ("input", "sha256", "width", "height", "notes", "prompts")
             place = {"folder": picture.folder.as_posix(), "resumed": found.before is not None}
             run.pictures.append({key: entry[key] for key in keys} | place)
         except FAILURES as error:
@@ -213,9 +219,12 @@ def _ahead(
 
 
 def _read(picture: Picture, config: PredictConfig, asked: dict[str, Any]) -> _Read:
-    code = file_hash(picture.path)
+    code = source_hash(picture.path)
     before = _before(picture, code, asked)
-    return _Read(code, before, None if before else read_picture(picture.path, config))
+    if before:
+        return _Read(code, before, None)
+    read = read_scan(picture.path, config.scan) if picture.is_volume else read_picture(picture.path, config)
+    return _Read(code, None, read)
 
 
 def _before(picture: Picture, code: str, asked: dict[str, Any]) -> dict[str, Any] | None:
@@ -230,21 +239,25 @@ def _before(picture: Picture, code: str, asked: dict[str, Any]) -> dict[str, Any
     return result if json.loads(json.dumps(question)) == given else None
 
 
-def _answer(picture: Picture, shown: Shown, config: PredictConfig, predictor: ImagePredictor) -> PictureResult:
-    height, width = shown.pixels.shape[:2]
-    if len(picture.prompts) * height * width > MOST_MASK_BYTES:
+def _refuse_too_many(prompts: Sequence[str], shape: tuple[int, ...], bytes_each: int) -> None:
+    size = math.prod(shape) * bytes_each
+    if len(prompts) * size > MOST_MASK_BYTES:
         raise ValueError(
-            f"{len(picture.prompts)} masks of {width} x {height} px are too many for the memory; ask fewer prompts at "
-            f"once: at most {MOST_MASK_BYTES // (height * width)} here"
+            f"{len(prompts)} masks of {' x '.join(map(str, shape))} are too many for the memory; ask fewer prompts at "
+            f"once: at most {MOST_MASK_BYTES // size} here"
         )
+
+
+def _segment_picture(
+    picture: Picture, read: _Read, config: PredictConfig, predictor: ImagePredictor, asked: dict[str, Any]
+) -> None:
+    shown = read.shown
+    assert isinstance(shown, Shown)
+    height, width = shown.pixels.shape[:2]
+    _refuse_too_many(picture.prompts, (height, width), 1)
     apart = config.instances == "apart"
     predictions = predictor.predict(shown.pixels, picture.prompts, _exclusive(config, picture.prompts), apart=apart)
-    return PictureResult(picture, shown, predictions, apart)
-
-
-def _write(result: PictureResult, code: str, config: PredictConfig, asked: dict[str, Any]) -> None:
-    """The picture's folder, there in full or not at all."""
-    height, width = result.shown.pixels.shape[:2]
+    result = PictureResult(picture, shown, predictions, apart)
     prompts = [
         {
             "prompt": prediction.concept,
@@ -252,25 +265,37 @@ def _write(result: PictureResult, code: str, config: PredictConfig, asked: dict[
             "score": prediction.answer.score,
             "presence": prediction.presence,
             "area_px": int(prediction.answer.mask.sum()),
-            **({"instance_scores": [score for score, _ in prediction.instances]} if result.apart else {}),
+            **({"instance_scores": [score for score, _ in prediction.instances]} if apart else {}),
         }
-        for prediction in result.predictions
+        for prediction in predictions
     ]
-    content = {
-        "input": result.picture.path.as_posix(),
-        "sha256": code,
-        "width": width,
-        "height": height,
-        "exif_orientation": result.shown.exif_orientation,
-        "masks_lie": f"as {config.orientation}",
-        "notes": result.shown.notes,
-        "prompts": prompts,
-        "asked": asked,
-    }
-    with new_folder(result.picture.folder) as folder:
+    lie = {"exif_orientation": shown.exif_orientation, "masks_lie": f"as {config.orientation}"}
+    content = {"width": width, "height": height, **lie, "notes": shown.notes, "prompts": prompts}
+    with new_folder(picture.folder) as folder:
         for kind in config.outputs:
             OUTPUTS[kind](result, folder)
-        write_text(folder / RESULT, json_text(content))
+        _write_result(folder, picture, read.sha256, content, asked)
+
+
+def _segment_scan(
+    picture: Picture, read: _Read, config: PredictConfig, predictor: ImagePredictor, asked: dict[str, Any]
+) -> None:
+    scan = read.shown
+    assert isinstance(scan, Scan)
+    _refuse_too_many(picture.prompts, scan.pictures.shape[:3], BYTES_PER_VOXEL)
+    masks, prompts = predict_scan(scan, picture.prompts, config, predictor)
+    slices, height, width = masks.shape[1:]
+    left = [f"outputs: {kind} is for pictures" for kind in config.outputs if kind not in KINDS]
+    notes = [*scan.notes, f"slices along {scan.axis}", f"window from {scan.window_from}", *left]
+    content = {"width": width, "height": height, "slices": slices, "notes": notes, "prompts": prompts}
+    with new_folder(picture.folder) as folder:
+        write_scan_results(folder, scan, masks, picture.prompts, config.outputs, asked["weights_sha256"])
+        _write_result(folder, picture, read.sha256, content, asked)
+
+
+def _write_result(folder: Path, picture: Picture, code: str, content: dict[str, Any], asked: dict[str, Any]) -> None:
+    whole = {"input": picture.path.as_posix(), "sha256": code, **content, "asked": asked}
+    write_text(folder / RESULT, json_text(whole))
 
 
 def _report(run: Run, folder: Path) -> None:

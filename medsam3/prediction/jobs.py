@@ -19,7 +19,8 @@ PICTURES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 )
-VOLUMES = (*(ending for ending in LOADERS if ending not in PICTURES), ".dcm", ".dicom")
+DICOM = (".dcm", ".dicom", ".ima")
+VOLUMES = tuple(ending for ending in LOADERS if ending not in PICTURES)
 RESULT = "prediction.json"  # marks a folder as one picture's results
 JOBS = ".json"
 
@@ -37,10 +38,14 @@ class Job:
 class Picture:
     """A file, what to look for in it, and where its results go."""
 
-    path: Path
+    path: Path  # of a DICOM series: its folder
     prompts: tuple[str, ...]
     output: Path  # folder of a command or job; holds coco.json
     folder: Path  # below `output`, of this picture alone
+
+    @property
+    def is_volume(self) -> bool:
+        return self.path.is_dir() or self.path.name.lower().endswith((*VOLUMES, *DICOM))
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _found(entry: str, outputs: Iterable[Path], left_out: Counter[str]) -> Iterator[tuple[Path, Path]]:
     """Path of each picture, and its name below the folder that was named."""
     path = Path(entry)
-    if path.is_file():
-        yield path, Path(path.name)
+    series = path.is_dir() and any(file.name.lower().endswith(DICOM) for file in path.iterdir())
+    if path.is_file() or series:
+        yield path, Path(path.resolve().name)
         return
     if path.is_dir():
         base, files = path, sorted(path.rglob("*"))
@@ -148,7 +154,7 @@ def _before_magic(parts: Sequence[str]) -> Iterator[str]:
 def _taken(
     files: Sequence[Path], base: Path, outputs: Iterable[Path], left_out: Counter[str]
 ) -> Iterator[tuple[Path, Path]]:
-    """Pictures and volumes (which are refused one by one later); other files are counted."""
+    """Pictures and volumes; other files are counted, and slices of DICOM: their own folder has to be named."""
     results = [folder.absolute() for folder in outputs]
     for path in files:
         name = path.relative_to(base)

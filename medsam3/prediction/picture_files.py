@@ -11,7 +11,6 @@ from PIL import ExifTags, Image
 
 from medsam3.config import PredictConfig
 from medsam3.layouts.pixels import UNREADABLE, WIDE_MODES, Range, read_image, unreadable
-from medsam3.prediction.jobs import VOLUMES
 
 TURNS = {  # EXIF orientation -> what a viewer does
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,13 +34,11 @@ class Shown:
 
 
 def read_picture(path: Path, config: PredictConfig) -> Shown:
-    """A picture by the options `orientation`, `window` and `percentiles`.
+    """A picture by the options `orientation`, `scan.window` and `scan.percentiles`.
 
     Raises:
-        ValueError: it cannot be read, holds several pages, or is a volume.
+        ValueError: it cannot be read, or holds several pages.
     """
-    if path.name.lower().endswith(VOLUMES):
-        raise ValueError(f"{path}: a volume, or a slice of one; predict.py takes pictures")
     try:
         with Image.open(path) as file:
             pages, kind, mode = getattr(file, "n_frames", 1), file.format, file.mode
@@ -51,10 +48,12 @@ def read_picture(path: Path, config: PredictConfig) -> Shown:
         raise unreadable(path, error) from error
     if pages > 1 and kind != SEVERAL_VIEWS:
         raise ValueError(f"{path}: holds {pages} pages; predict.py takes single pictures, so save each as a file")
-    pixels = read_image(path, _range(config.window), None if config.window else _range(config.percentiles))
+    window = config.scan.window
+    pixels = read_image(path, _range(window), None if window else _range(config.scan.percentiles))
     notes = ["alpha channel left out"] if alpha else []
     if mode in WIDE_MODES:
-        notes.append(f"{mode}: shown by " + (f"window {config.window}" if config.window else "percentiles"))
+        shown_by = f"window {window}" if window else f"percentiles {config.scan.percentiles}"
+        notes.append(f"{mode}: shown by {shown_by}")
     if orientation in TURNS:
         if kind == "TIFF":
             notes.append("the reader of TIFF files turns them as shown")

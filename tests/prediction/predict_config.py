@@ -15,12 +15,12 @@ TINY: dict[str, Any] = {"checkpoint": "tiny", "image_size": 56, "device": "cpu"}
 
 
 def predict_config(tmp_path: Path, **changes: Any) -> PredictConfig:
-    """configs/predict.yaml with a tiny model and results below tmp_path/out; `rule__key` stands for `rule.key`."""
+    """configs/predict.yaml with a tiny model and results below tmp_path/out; `group__key` stands for `group.key`."""
     register_schemas()
     given = TINY | {"output_dir": str(tmp_path / "out"), "input": str(tmp_path / "in"), "prompts": ["polyp"]} | changes
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("predict", [f"{key}={TINY[key]}" for key in TINY] + ["input=x"])
     for key, value in given.items():
-        owner = config.prediction if key.startswith("prediction__") else config
-        setattr(owner, key.removeprefix("prediction__"), value)
+        group, _, name = key.rpartition("__")
+        setattr(config[group] if group else config, name, value)
     return typed(config, PredictConfig)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from medsam3.evaluation.metrics import Comparison, dice
 from medsam3.layouts.readers import open_reader
 from medsam3.prediction import command
 from medsam3.prediction.command import predict
+from medsam3.prediction.jobs import RESULT
 from medsam3.registry.spec import load_specs
 from tests.conftest import ROOT, save_picture
 from tests.prediction.predict_config import predict_config
@@ -104,8 +106,8 @@ def test_one_bad_file_stops_no_other_and_stands_at_the_end(pictures):
 
 def test_what_is_done_is_not_done_again_unless_it_was_asked_otherwise(pictures, monkeypatch):
     asked = []
-    answer = command._answer
-    monkeypatch.setattr(command, "_answer", lambda *a: asked.append(a[0].path.name) or answer(*a))
+    answer = command._segment_picture
+    monkeypatch.setattr(command, "_segment_picture", lambda *a: asked.append(a[0].path.name) or answer(*a))
     predict(predict_config(pictures))
     assert asked == ["a.png", "b.png"]
     assert [entry["resumed"] for entry in predict(predict_config(pictures)).pictures] == [True, True]
@@ -161,7 +163,7 @@ def test_what_the_user_should_know_is_said(pictures):
 def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, monkeypatch):
     monkeypatch.setattr(command, "MOST_MASK_BYTES", 24 * 16 * 2)
     run = predict(predict_config(pictures, prompts=["polyp", "liver"]))
-    assert "2 masks of 40 x 30 px are too many" in run.failures[0]["error"] and len(run.pictures) == 1
+    assert "2 masks of 30 x 40 are too many" in run.failures[0]["error"] and len(run.pictures) == 1
 
 
 @pytest.mark.parametrize(
@@ -170,10 +172,11 @@ def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, m
         ({"outputs": ["index", "mask"]}, "outputs='mask': must be one of index, masks"),
         ({"prediction__rules": ["union", "top1"]}, "name one"),
         ({"instances": "apart", "prediction__rules": ["semantic"]}, "knows no instances"),
-        ({"window": [5.0, 5.0]}, r"window=\[5.0, 5.0\]: must be two numbers, the lower one first"),
+        ({"scan__window": [5.0, 5.0]}, r"scan.window=\[5.0, 5.0\]: must be two numbers, the lower one first"),
         ({"prompts": ["liver", "spleen"], "exclusive": []}, "index holds one number per pixel"),
         ({"prompts": ["liver", "spleen"], "prediction__resolve_overlaps": False}, "index holds one number per pixel"),
         ({"prompts": ["liver"], "exclusive": ["livr"]}, "exclusive='livr': must be one of liver. Did you mean 'liver'"),
+        ({"volume__mode": "tracker"}, "volume.mode=tracker: predict.py takes each slice alone"),
         ({"exclusive": "none"}, "must be all, or a list of prompts"),
         ({"output_dir": "/proc/none"}, "output_dir=/proc/none: cannot write there"),
     ],
@@ -192,3 +195,56 @@ def test_the_command_needs_nothing_of_training():
     code = "import sys, medsam3.prediction.command; print([m for m in sys.modules if m.startswith('medsam3.training')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def volume(tmp_path) -> Path:
+    """in/v.nii.gz, oblique, 20 x 24 x 3 voxels."""
+    voxels = np.random.RandomState(0).randint(0, 256, (20, 24, 3)).astype(np.uint8)
+    affine = np.array([[0.7, 0.1, 0, 5], [-0.1, 0.7, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "in/v.nii.gz")
+    return tmp_path
+
+
+def test_the_slices_of_a_volume_are_predicted_as_pictures_and_keep_their_place(volume):
+    source = nibabel.load(volume / "in/v.nii.gz")
+    voxels = np.asarray(source.dataobj)
+    run = predict(predict_config(volume, scan__axis=2, **RULE))
+    assert not run.failures and "outputs: overlays is for pictures" in run.pictures[0]["notes"]
+    labels = nibabel.load(volume / "out/v.nii.gz/index.nii.gz")
+    assert np.allclose(labels.affine, source.affine, atol=1e-5) and labels.shape == voxels.shape
+    for z in range(3):
+        save_picture(volume / f"slices/{z}.png", voxels[:, :, z])
+    predict(predict_config(volume, input=str(volume / "slices"), **RULE))
+    (said,) = read(volume / "out/v.nii.gz" / RESULT)["prompts"]
+    for z in range(3):
+        shown = pixels(volume / f"out/{z}.png/index.png")
+        assert shown.any() and np.array_equal(np.asarray(labels.dataobj)[:, :, z], shown)
+        (picture,) = read(volume / f"out/{z}.png" / RESULT)["prompts"]
+        assert said["slice_scores"][z] == pytest.approx(picture["score"], abs=1e-5)
+
+
+def test_prompts_of_a_volume_share_no_voxel_unless_they_may(volume):
+    asked = {"prompts": ["polyp", "liver"], "outputs": ["masks"], **RULE}
+    masks = {}
+    for exclusive in ("all", []):
+        predict(predict_config(volume, exclusive=exclusive, **asked))
+        files = [volume / f"out/v.nii.gz/masks/{name}.nii.gz" for name in ("1_polyp", "2_liver")]
+        masks[str(exclusive)] = sum(np.asarray(nibabel.load(file).dataobj).astype(int) for file in files)
+    assert masks["all"].max() == 1 and masks["[]"].max() == 2
+    assert np.array_equal(masks["all"] > 0, masks["[]"] > 0)
+
+
+def test_a_dicom_series_comes_back_as_a_segmentation(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    from tests import dicom_files
+
+    images = dicom_files.series()
+    dicom_files.save_series(tmp_path / "in", images)
+    run = predict(predict_config(tmp_path, prompts=["liver"], **RULE))
+    assert not run.failures
+    found = pydicom.dcmread(tmp_path / "out/in/segmentation.dcm")
+    assert found.Modality == "SEG" and found.SegmentSequence[0].SegmentLabel == "liver"
+    assert len(run.pictures[0]["prompts"][0]["slice_scores"]) == len(images)

@@ -1,0 +1,93 @@
+"""A volume's results as files with its geometry: slice by slice through the detector, see volume.py.
+
+Shapes: C prompts, D slices of H x W px.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam3.config import PredictConfig
+from medsam3.files import file_hash, write_text
+from medsam3.layouts.instances import Mask
+from medsam3.prediction.dicom_seg import write_dicom_seg
+from medsam3.prediction.image import ImagePredictor
+from medsam3.prediction.outputs import BACKGROUND, file_name, json_text
+from medsam3.prediction.scan import Scan
+from medsam3.prediction.slices import slice_detector
+from medsam3.prediction.volume import predict_by_slice
+from medsam3.prediction.writers import usual_ending, write_volume
+from medsam3.registry.vocabulary import Vocabulary
+
+KINDS = ("index", "masks")  # of the outputs; the others are for pictures
+BYTES_PER_VOXEL = 3  # and prompt: a mask and a confidence
+
+
+def source_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and hashes of its files."""
+    if path.is_file():
+        return file_hash(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def predict_scan(
+    scan: Scan, prompts: Sequence[str], config: PredictConfig, predictor: ImagePredictor
+) -> tuple[Mask, list[dict[str, Any]]]:
+    """Masks [C, D, H, W] and what is said of each prompt. Exclusive prompts share no voxel.
+
+    Raises:
+        ValueError: options that volumes do not have.
+    """
+    if config.instances == "apart":
+        raise ValueError("instances=apart: for pictures only; set instances=united")
+    if config.exclusive not in ("all", []):
+        raise ValueError(f"exclusive={config.exclusive}: of a volume all or none ([])")
+    detect = slice_detector(predictor, prompts, config.prediction.rules[0])
+    found = predict_by_slice(scan, prompts, detect, config.volume, scan.spacing_mm)
+    masks = found.masks
+    if config.exclusive == "all" and config.prediction.resolve_overlaps:
+        labels = found.labels()
+        masks = np.stack([labels == number for number in range(1, len(prompts) + 1)])
+    said = [
+        {
+            "prompt": prompt,
+            "found": bool(mask.any()),
+            "score": float(scores.max()),
+            "voxels": int(np.count_nonzero(mask)),
+            "slice_scores": [round(float(score), 6) for score in scores],
+        }
+        for prompt, mask, scores in zip(prompts, masks, found.scores, strict=True)
+    ]
+    return masks, said
+
+
+def write_scan_results(
+    folder: Path, scan: Scan, masks: Mask, prompts: Sequence[str], kinds: Sequence[str], weights: str
+) -> None:
+    """index.<ending> with legend.json, masks/<number>_<prompt>.<ending>; of DICOM one segmentation.dcm instead.
+
+    Args:
+        masks: [C, D, H, W].
+    """
+    if scan.series is not None:
+        stored = {prompt: scan.as_stored(mask) for prompt, mask in zip(prompts, masks, strict=True)}
+        write_dicom_seg(folder / "segmentation.dcm", scan.series, stored, Vocabulary.load(), weights)
+        return
+    ending = usual_ending(scan)
+    if "index" in kinds:
+        labels = np.zeros(masks.shape[1:], np.uint8 if len(masks) < 256 else np.uint16)
+        for number, mask in enumerate(masks, 1):
+            labels[mask] = number
+        write_volume(folder / f"index{ending}", scan.as_stored(labels), scan)
+        write_text(folder / "legend.json", json_text(dict(enumerate([BACKGROUND, *prompts]))))
+    if "masks" in kinds:
+        for number, (prompt, mask) in enumerate(zip(prompts, masks, strict=True), 1):
+            write_volume(folder / f"masks/{number}_{file_name(prompt)}{ending}", scan.as_stored(mask), scan)
