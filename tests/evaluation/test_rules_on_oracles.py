@@ -140,6 +140,12 @@ def test_only_what_is_there_is_asked_where_the_paper_is_followed(corpus):
     assert (score.queries, score.absent, score.images, score.answered) == (3, 0, 2, None)
 
 
+def test_some_of_many_images_are_spread_over_all(small_set, make_spec):
+    config = dataclasses.replace(ALL, images=5)
+    found = asked_images(opened(small_set[1], make_spec.folder), {"small": "all"}, config)["small"]
+    assert [rows.item[-2:] for rows in found] == ["00", "02", "04", "07", "09"]  # of 00 to 11
+
+
 def test_the_papers_task_may_unite_concepts(tmp_path, make_spec, corpus):
     make_spec(
         concepts={1: "cell", 2: "nerve"},

@@ -52,6 +52,13 @@ def test_a_threshold_cleans_a_jpeg_mask(folder, save, reader_of):
         masks_of(reader_of(masks={"polyp": "masks/{id}.jpg"}, concepts={"polyp": "polyp"}))
 
 
+def test_a_value_must_exceed_the_threshold(folder, save, reader_of):
+    one_pair(folder, save, np.where(SQUARE, 128, np.where(BAR, 127, 3)).astype(np.uint8))
+    assert np.array_equal(
+        masks_of(reader_of(concepts={"polyp": "polyp"}, options={"threshold": 127}))["polyp"].union(), SQUARE
+    )
+
+
 def test_a_coloured_mask_is_never_thresholded_as_grey(folder, save, reader_of):
     red = np.zeros((40, 60, 3))
     red[SQUARE] = (255, 0, 0)

@@ -95,6 +95,9 @@ def test_below_the_threshold_the_mask_is_empty_and_the_score_stays(threshold, pi
 def test_a_score_equal_to_the_threshold_counts():
     certain = {"liver": (math.inf, [0.0], [ALL])}  # 0.5 exactly
     assert predictor(certain, 0.5).predict(IMAGE, ["liver"])[0].answer.mask.all()
+    union = predictor(certain, rules=["union"])
+    union.config.union_threshold = 0.5
+    assert union.predict(IMAGE, ["liver"])[0].answer.mask.all()
 
 
 def test_logits_are_resized_before_they_become_a_mask():
@@ -103,8 +106,8 @@ def test_logits_are_resized_before_they_become_a_mask():
     assert answer.answer.mask.tolist() == [[False, True, True, True]]
 
 
-def test_a_logit_of_zero_is_background():
-    (answer,) = predictor({"liver": (0.0, [0.0], [[0.0, 1.0]])}).predict(np.zeros((1, 2, 3), np.uint8), ["liver"])
+def test_a_logit_of_zero_is_background_and_any_above_it_is_not():
+    (answer,) = predictor({"liver": (0.0, [0.0], [[0.0, 0.01]])}).predict(np.zeros((1, 2, 3), np.uint8), ["liver"])
     assert answer.answer.mask.tolist() == [[False, True]]
 
 

@@ -64,6 +64,14 @@ def test_one_row_per_image_and_concept(small_set, make_spec):
     assert sorted(path.name for path in Path(data.splits).iterdir()) == ["small.csv", "small.exclusions.csv"]
 
 
+def test_a_concept_that_holds_the_others_is_counted_alone(small_set, make_spec):
+    """Table 1 counts annotations: 12 left and 6 right squares of small sets make 12 unions."""
+    make_spec(concepts={1: "left square", 2: "right square", "*": "square"})
+    (found,) = prepare(prepare_config(small_set[1]), [make_spec.folder])
+    areas = [int(row["area_px"]) for row in rows_of(small_set[1]) if row["concept"] == "square"]
+    assert (found.annotations, found.median_area_px) == (12, np.median(areas)) == (12, 140.0)
+
+
 def test_several_processes_write_the_same_file(small_set, make_spec):
     data = small_set[1]
     (alone,) = prepare(prepare_config(data), [make_spec.folder])
