@@ -104,21 +104,8 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     log = RunLog(folder, config.name, config.wandb, stored_config, progress.step, progress.validated)
     if distributed.is_main():
         write_run_facts(folder, yaml.safe_dump(stored_config, sort_keys=False))
-    log.line(f"model    {loaded.report}")
-    log.line(f"data     {corpus.describe()}")
-    log.line(f"sampling {sampler.describe()}")
-    log.line(describe_rates(rates_of_run(optimizer, total_steps, config.optim), total_steps, config.optim, factor))
-    if average is not None:
-        log.line(f"average  of the weights, decay {decay}: {gigabytes(average):.2g} GB more memory per process")
-    start = f"resumes at step {progress.step}" if state else f"starts from {config.model.checkpoint}"
-    log.line(f"run      {folder}: {start}, {total_steps} steps, {processes} process(es) on {device.type}")
-    if state and state["config"]["processes"] != processes:
-        log.line(
-            f"run      had {state['config']['processes']} process(es) before: the epoch goes on at its image "
-            f"{progress.images} of {sampler.images}, a step now has {sampler.images_per_batch * processes} images and "
-            "random numbers are drawn anew, so the numbers are not those of an unbroken run"
-        )
-    return Run(
+    rates = describe_rates(rates_of_run(optimizer, total_steps, config.optim), total_steps, config.optim, factor)
+    run = Run(
         config=config,
         stored_config=stored_config,
         folder=folder,
@@ -143,6 +130,35 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         if distributed.is_main()
         else {},
     )
+    _say(run, rates, state["config"]["processes"] if state else None)
+    return run
+
+
+def _say(run: Run, rates: str, processes_before: int | None) -> None:
+    """The first lines of a run: what it starts from, on what data, at which rates.
+
+    Args:
+        processes_before: of the run that is resumed; None: it starts.
+    """
+    config, progress, processes = run.config, run.progress, distributed.world_size()
+    say = run.log.line
+    say(f"model    {run.loaded.report}")
+    say(f"data     {run.corpus.describe()}")
+    say(f"sampling {run.sampler.describe()}")
+    say(rates)
+    if run.average is not None:
+        decay, room = config.trainer.average_decay, gigabytes(run.average)
+        say(f"average  of the weights, decay {decay}: {room:.2g} GB more memory per process")
+    resumed = processes_before is not None
+    start = f"resumes at step {progress.step}" if resumed else f"starts from {config.model.checkpoint}"
+    say(f"run      {run.folder}: {start}, {run.total_steps} steps, {processes} process(es) on {run.device.type}")
+    if resumed and processes_before != processes:
+        images = run.sampler.images_per_batch * processes
+        say(
+            f"run      had {processes_before} process(es) before: the epoch goes on at its image {progress.images} of "
+            f"{run.sampler.images}, a step now has {images} images and random numbers are drawn anew, so the numbers "
+            "are not those of an unbroken run"
+        )
 
 
 def _total_steps(config: TrainConfig, sampler: ImageSampler, progress: Progress) -> int:
