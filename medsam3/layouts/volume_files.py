@@ -62,11 +62,13 @@ def load_tiff(path: Path) -> Volume:
     handler = logging.Handler(logging.ERROR)
     handler.emit = errors.append  # type: ignore
     logger = logging.getLogger("tifffile")
+    disabled, logger.disabled = logger.disabled, False  # Hydra switches off every logger that is there before it
     logger.addHandler(handler)
     try:
         voxels = tifffile.imread(path)
     finally:
         logger.removeHandler(handler)
+        logger.disabled = disabled
     if errors:
         raise ValueError(f"it is not complete: {errors[0].getMessage()}")
     return Volume(voxels, None)

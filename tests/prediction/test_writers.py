@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import nibabel
@@ -219,7 +220,8 @@ def _cut_pages(path):
         ("folder", Path.mkdir, r"folder: holds no DICOM image \(no files\)"),
     ],
 )
-def test_what_is_no_volume_is_refused(name, make, message, tmp_path):
+def test_what_is_no_volume_is_refused(name, make, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tifffile"), "disabled", True)  # as Hydra leaves it in every script
     make(tmp_path / name)
     with pytest.raises(ValueError, match=message):
         read_scan(tmp_path / name, CONFIG)
