@@ -2,7 +2,7 @@
 `python tests/mutants.py losses optim` only those whose line holds one of the words.
 
 Run by hand, about 10 seconds each. Every fault is planted in a copy of the repository, so a run that is killed leaves
-nothing to restore. A fault is found if a test of its file fails; tests that cannot run are an error of the table.
+nothing to restore. A fault is found if a test of its file fails or never ends; tests that cannot run are an error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import transformers  # noqa: F401  imported once, and inherited by the process o
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests/mutants.txt"
 OUTCOMES = {0: "SURVIVED", 1: "found"}  # of pytest's exit status
+LIMIT_S = 900  # of a fault that makes a loop endless
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def copy_repository(folder: Path) -> None:
 
 def run_tests(folder: Path, tests: tuple[str, ...], log: Path) -> None:
     """In a process of its own: the package and the tests are those of the copy."""
+    os.setsid()  # so that what the tests start can be ended with them
     output = os.open(log, os.O_CREAT | os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -84,7 +87,11 @@ def outcome(tests: tuple[str, ...], mutant: Mutant | None, log: Path) -> str:
             (folder / mutant.file).write_text(source.replace(mutant.old, mutant.new))
         process = multiprocessing.get_context("fork").Process(target=run_tests, args=(folder, tests, log))
         process.start()
-        process.join()
+        process.join(LIMIT_S)
+        if process.exitcode is None:
+            assert process.pid
+            os.killpg(process.pid, signal.SIGKILL)
+            return "found"
         return OUTCOMES.get(process.exitcode or 0, f"ERROR: pytest ended with {process.exitcode}, see {log}")
 
 
