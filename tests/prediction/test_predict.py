@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from medsam3.evaluation.metrics import Comparison, dice
 from medsam3.layouts.readers import open_reader
-from medsam3.prediction import command
+from medsam3.prediction import segmentation
 from medsam3.prediction.command import predict
 from medsam3.prediction.jobs import RESULT
 from medsam3.registry.spec import load_specs
@@ -106,8 +106,8 @@ def test_one_bad_file_stops_no_other_and_stands_at_the_end(pictures):
 
 def test_what_is_done_is_not_done_again_unless_it_was_asked_otherwise(pictures, monkeypatch):
     asked = []
-    answer = command._segment_picture
-    monkeypatch.setattr(command, "_segment_picture", lambda *a: asked.append(a[0].path.name) or answer(*a))
+    answer = segmentation._segment_picture
+    monkeypatch.setattr(segmentation, "_segment_picture", lambda *a: asked.append(a[0].path.name) or answer(*a))
     predict(predict_config(pictures))
     assert asked == ["a.png", "b.png"]
     assert [entry["resumed"] for entry in predict(predict_config(pictures)).pictures] == [True, True]
@@ -161,7 +161,7 @@ def test_what_the_user_should_know_is_said(pictures):
 
 
 def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, monkeypatch):
-    monkeypatch.setattr(command, "MOST_MASK_BYTES", 24 * 16 * 2)
+    monkeypatch.setattr(segmentation, "MOST_MASK_BYTES", 24 * 16 * 2)
     run = predict(predict_config(pictures, prompts=["polyp", "liver"]))
     assert "2 masks of 30 x 40 are too many" in run.failures[0]["error"] and len(run.pictures) == 1
 
