@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medsam3.evaluation.concept_f1 import ConceptF1, PairCounts, best_annotator, concept_f1, count_pair
-from medsam3.evaluation.packed_masks import iou_matrix, pack
+from medsam3.layouts.packed_masks import iou_matrix, pack
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 CASES = ("all_negative", "duplicates_ties_crowd", "mixed", "oracle_three", "perfect")

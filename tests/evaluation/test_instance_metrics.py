@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from medsam3.evaluation.instances import InstanceCounts, average_precision, count_f1, count_pq, match_by_score
-from medsam3.evaluation.packed_masks import iou_matrix, pack
+from medsam3.layouts.packed_masks import iou_matrix, pack
 
 THRESHOLDS = (0.5, 0.75)
 Scene = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores [N], predictions [N, H, W], truths [M, H, W]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medsam3.evaluation.metrics import Comparison, dice, iou
-from medsam3.evaluation.packed_masks import dice_matrix, intersections, iou_matrix, pack, pack_instances
 from medsam3.layouts.instances import Instances
+from medsam3.layouts.packed_masks import dice_matrix, intersections, iou_matrix, pack, pack_instances
 
 
 def random_masks(rng: np.random.Generator, count: int, size: tuple[int, ...]) -> np.ndarray:
