@@ -109,7 +109,10 @@ def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterabl
     """
     specs = load_specs(names, folders)
     split = config.split
-    manifest = Manifest.load(specs, config.splits, split.by, split.train_fraction, split.seed, split.test_fraction)
+    cohorts = {name: spec.cohort for name, spec in specs.items() if spec.cohort is not None}
+    manifest = Manifest.load(
+        specs, config.splits, split.by, split.train_fraction, split.seed, split.test_fraction, cohorts
+    )
     readers = {name: open_reader(spec, Path(config.root), Path(config.cache)) for name, spec in specs.items()}
     for table in manifest.splits:
         name = table.path.stem

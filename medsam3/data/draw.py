@@ -37,5 +37,14 @@ def draw_groups(salt: str, groups: Sequence[str], wanted: int) -> set[str]:
     return set(order[: int(np.abs(totals - wanted).argmin()) + 1])
 
 
+def draw_each(salt: str, names: Iterable[str], fraction: Decimal) -> set[str]:
+    """Those whose SHA-256("<salt>:<name>"), as a number from 0 to 1, is below the fraction, whoever else is there."""
+    return {name for name in names if int(_hash(salt, name), 16) < fraction * 2**256}
+
+
 def _by_hash(salt: str, names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}:{name}".encode()).hexdigest())
+    return sorted(names, key=lambda name: _hash(salt, name))
+
+
+def _hash(salt: str, name: str) -> str:
+    return hashlib.sha256(f"{salt}:{name}".encode()).hexdigest()

@@ -6,7 +6,7 @@ A split file is plain CSV. Beside it lies an Arrow copy that is memory-mapped, s
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from medsam3.data.draw import draw_groups, draw_images, rounded_share
+from medsam3.data.draw import draw_each, draw_groups, draw_images, rounded_share
 from medsam3.files import file_hash, new_file
 
 FILE_PARTS = ("train", "val", "external")  # in a split file
@@ -85,8 +85,9 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 class SplitTable:
     """The rows of one split file. Numbers are views of memory-mapped Arrow buffers."""
 
-    def __init__(self, path: Path, table: pa.Table) -> None:
+    def __init__(self, path: Path, table: pa.Table, cohort: str | None) -> None:
         self.path = path
+        self.cohort = cohort
         self.hash = table.schema.metadata[CHECKED].decode()
         columns = {name: table.column(name).chunk(0) for name in table.column_names}
         self.items: pa.StringArray = columns["item"].dictionary  # [images], in the order of the rows
@@ -108,8 +109,11 @@ class SplitTable:
         self._parts: dict[tuple[str, float], NDArray[np.str_]] = {}
 
     @classmethod
-    def open(cls, path: Path) -> SplitTable:
+    def open(cls, path: Path, cohort: str | None = None) -> SplitTable:
         """Open a split file by its Arrow copy, which is made anew if it is of another content.
+
+        Args:
+            cohort: of the data set, see DatasetSpec.
 
         Raises:
             ValueError: no such file, no rows, or columns that are not right.
@@ -126,10 +130,10 @@ class SplitTable:
             table = _read_csv(path).replace_schema_metadata({CHECKED: digest})
             _check_rows(path, table)
             table = _write_copy(copy, table, digest)
-        return cls(path, table)
+        return cls(path, table, cohort)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SplitTable.open, (self.path,)  # a process that gets this object maps the file again
+        return SplitTable.open, (self.path, self.cohort)  # a process that gets this object maps the file again
 
     def rows(self, image: int) -> slice:
         """The rows of an image."""
@@ -139,11 +143,29 @@ class SplitTable:
         """Distinct texts of a column and, per image, which of them it has."""
         return self._by_image[column]
 
+    def check_cohort(self) -> None:
+        """Raises a ValueError if a group has another part by group than its cohort gives it."""
+        if self.cohort is None:
+            return
+        groups, codes = self.texts("group")
+        parts, part_codes = self.texts("part_by_group")
+        names = groups.to_pylist()
+        val = draw_each(f"{self.seed}:{self.cohort}", names, 1 - Decimal(str(self.train_fraction)))
+        for code, part in zip(codes, parts.take(pa.array(part_codes)).to_pylist(), strict=True):
+            expected = "val" if names[code] in val else "train"
+            if part not in (expected, "external"):
+                raise ValueError(
+                    f"{self.path}: part_by_group={part!r} of {names[code]!r} is not that of the cohort {self.cohort!r} "
+                    f"({expected!r}), so another set of it may hold the patient in the other part: run python "
+                    f"scripts/prepare_data.py datasets={self.path.stem} again"
+                )
+
     def parts(self, by: str, test_fraction: float) -> NDArray[np.str_]:
         """The part of each image, by image or by group.
 
         A test part is drawn from `val`: so many of the images that train and val hold, by image in the order of
-        SHA-256("<seed>:<data set>:test:<id>"), by group likewise with whole groups; some of `val` always stays.
+        SHA-256("<seed>:<data set>:test:<id>"), by group likewise with whole groups; some of `val` always stays. By
+        group in a cohort each group is drawn alone, as in `assign_parts`, by SHA-256("<seed>:<cohort>:test:<group>").
         """
         if (by, test_fraction) not in self._parts:
             texts, codes = self.texts(f"part_by_{by}")
@@ -160,6 +182,9 @@ class SplitTable:
                     groups, group_codes = self.texts("group")
                     names = [groups[int(code)].as_py() for code in group_codes[val]]
                     chosen = draw_groups(salt, names, wanted)
+                    if self.cohort is not None:
+                        share = Decimal(str(test_fraction)) / (1 - Decimal(str(self.train_fraction)))
+                        chosen = draw_each(f"{self.seed}:{self.cohort}:test", names, share)
                 parts[val[[name in chosen for name in names]]] = "test"
             self._parts[by, test_fraction] = parts
         return self._parts[by, test_fraction]
@@ -272,14 +297,18 @@ class Manifest:
         train_fraction: float,
         seed: int,
         test_fraction: float = 0.0,
+        cohorts: Mapping[str, str] | None = None,
     ) -> Manifest:
         """All images of the named data sets.
 
+        Args:
+            cohorts: data set -> cohort, of those that belong to one (see DatasetSpec).
+
         Raises:
             ValueError: a split file is missing (names the command that makes it), damaged, or was made with another
-                train_fraction or seed.
+                train_fraction or seed, or, by group, before its data set was of a cohort.
         """
-        splits = [SplitTable.open(split_file(folder, name)) for name in names]
+        splits = [SplitTable.open(split_file(folder, name), (cohorts or {}).get(name)) for name in names]
         for split in splits:
             if (split.train_fraction, split.seed) != (train_fraction, seed):
                 raise ValueError(
@@ -287,6 +316,8 @@ class Manifest:
                     f"data.split.seed={split.seed}, not {train_fraction} and {seed}: use these, or run python "
                     f"scripts/prepare_data.py datasets={split.path.stem} again"
                 )
+            if by == "group":
+                split.check_cohort()
         return cls(splits, by, test_fraction, [np.arange(len(split.items), dtype=np.int32) for split in splits])
 
     def select(self, part: str | None = None, dataset: str | None = None) -> Manifest:

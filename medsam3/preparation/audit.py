@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from medsam3.registry.spec import SPEC_FOLDER
 
 SIDE, KEPT = 64, 16  # px of the reduced image, and its lowest frequencies along each axis
 WORDS = KEPT * KEPT // 64
-CONTRADICTIONS_SHOWN = 10
+SHOWN = 10
 ROWS = 1024  # hashes that are compared with all others at a time
 
 Hashes = NDArray[np.uint64]
@@ -42,6 +42,7 @@ class AuditSummary:
     within: int  # pairs within one part of one data set
     contradictions: list[str]  # pairs of the same picture (distance 0) of which one shows what the other lacks
     groups: dict[str, int]  # data set -> groups that straddle its split by image
+    patients: list[str]  # of a cohort, that several data sets have in different parts (by data.split.by)
     images: int
 
 
@@ -78,7 +79,8 @@ def audit(config: AuditConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> Audi
             found = straddling_groups(images.select(dataset=name))
             rows.writerows([name, group, *counts] for group, counts in found.items())
             groups[name] = len(found)
-    summary = AuditSummary(dict(crossing), within, contradictions, groups, len(hashes))
+    patients = torn_patients(images, {name: spec.cohort for name, spec in corpus.specs.items() if spec.cohort})
+    summary = AuditSummary(dict(crossing), within, contradictions, groups, patients, len(hashes))
     print(_report(summary, config))
     return summary
 
@@ -147,6 +149,24 @@ def straddling_groups(manifest: Manifest) -> dict[str, tuple[int, int]]:
     return {groups[int(g)].as_py(): (int(counts["train"][g]), int(counts["val"][g])) for g in both}
 
 
+def torn_patients(manifest: Manifest, cohorts: Mapping[str, str]) -> list[str]:
+    """A line for each patient of a cohort that data sets hold in different parts; external is a part too.
+
+    Args:
+        cohorts: data set -> cohort.
+    """
+    places: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for name, cohort in cohorts.items():
+        chosen = manifest.select(dataset=name)
+        for rows in (chosen[i] for i in range(len(chosen))):
+            places.setdefault((cohort, rows.group), set()).add((name, rows.part))
+    torn = {patient: found for patient, found in places.items() if len({part for _, part in found}) > 1}
+    return [
+        f"{group} ({cohort}): {', '.join(f'{name} {part}' for name, part in sorted(found))}"
+        for (cohort, group), found in sorted(torn.items())
+    ]
+
+
 def _hashes_of(corpus: Corpus, name: str, workers: int) -> Hashes:
     manifest, reader = corpus.manifest.select(dataset=name), corpus.readers[name]
     items = [reader.item(manifest[place].item) for place in range(len(manifest))]
@@ -183,9 +203,12 @@ def _report(summary: AuditSummary, config: AuditConfig) -> str:
     lines.append(f"  within one part of a data set: {summary.within:,}")
     if summary.contradictions:
         lines.append(f"The same picture with contradictory labels: {len(summary.contradictions):,}")
-        lines += [f"  {line}" for line in summary.contradictions[:CONTRADICTIONS_SHOWN]]
+        lines += [f"  {line}" for line in summary.contradictions[:SHOWN]]
     lines.append("Groups (patients, videos, volumes) with images in both parts of the split by image:")
     straddling = {name: count for name, count in summary.groups.items() if count}
     lines += [f"  {name}: {count:,}" for name, count in straddling.items()] or ["  none"]
+    if summary.patients:
+        lines.append(f"Patients of one cohort in different parts of its data sets: {len(summary.patients):,}")
+        lines += [f"  {line}" for line in summary.patients[:SHOWN]]
     lines.append(f"All of them: {config.data.splits}/audit_pairs.csv, {config.data.splits}/audit_groups.csv")
     return "\n".join(lines)

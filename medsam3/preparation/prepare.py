@@ -187,7 +187,9 @@ class _Tally:
         if self.spec.is_external:
             by_image = by_group = ["external"] * len(self.items)
         else:
-            by_image, by_group = assign_parts(self.spec.name, self.items, split.train_fraction, split.seed)
+            by_image, by_group = assign_parts(
+                self.spec.name, self.items, split.train_fraction, split.seed, self.spec.cohort
+            )
         numbers = {name: np.asarray(values) for name, values in self._rows.items()}
         item_of_row = numbers["item"]
         rows = len(item_of_row)

@@ -72,6 +72,8 @@ class DatasetSpec:
     whole: tuple[str, ...] = ()  # concepts that are one instance in any case, as a tree of vessels is
     min_area_px: int = 1  # smaller instances are dropped (not with instances: whole)
     group: str | GroupRule | None = None  # the patient or video: a regex on the item id, or a rule (see grouping.py)
+    # whose patients these are: in data sets of one cohort groups of the same name are the same patient, of one part
+    cohort: str | None = None
     exclusive: tuple[str, ...] | None = None  # concepts that may not overlap in an evaluation; None: all but "*"
     paper_concepts: dict[str, tuple[str, ...]] | None = (
         None  # the paper's task where it differs: what it asks -> concepts united
@@ -220,6 +222,8 @@ def _check(spec: DatasetSpec, path: Path) -> None:
         raise ValueError(f"{path}: min_area_px={spec.min_area_px}: must be 1 or more")
     if spec.min_area_px > 1 and spec.instances == "whole":
         raise ValueError(f"{path}: min_area_px={spec.min_area_px} has no effect with instances: whole")
+    if spec.cohort is not None and spec.group is None:
+        raise ValueError(f"{path}: cohort={spec.cohort!r} needs a group that names the patient as the other sets do")
     _check_patterns(spec, path)
     try:
         check_group(spec.group)
