@@ -5,25 +5,23 @@ Shapes: C concepts, P predictions per concept, h x w mask logits, H x W the orig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medsam3.config import PredictionConfig
 from medsam3.data.transforms import image_to_tensor
 from medsam3.layouts.instances import Instances, Mask
-from medsam3.messages import listed
 from medsam3.model.detector import BoxPrompts, DetectorOutput, TextDetector, TextFeatures
 from medsam3.model.tokenizer import ConceptTokenizer
+from medsam3.prediction.detections import RESIZED_AT_ONCE, ScoredInstances, resized, scored_instances
 from medsam3.prediction.overlaps import Overlaps
-from medsam3.prediction.rules import RULES, SEMANTIC, Choice, Heads
-
-RESIZED_AT_ONCE = 8  # masks at the original size
+from medsam3.prediction.rules import RULES, SEMANTIC, Choice, Heads, refuse_not_finite
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Prediction:
     presence: float  # 0..1: is the concept in the image?
     answers: dict[str, Answer]  # by rule, in the order of `prediction.rules`
     instances: tuple[tuple[float, Instances], ...] = ()  # score and mask of each, those of the first rule, if asked for
+    detections: ScoredInstances | None = None  # whatever the rules, if asked for
 
     @property
     def answer(self) -> Answer:
@@ -56,6 +55,7 @@ class Query:
     heads: Heads
     choices: dict[str, Choice]
     logits: dict[int, Tensor]
+    detections: ScoredInstances | None = None
 
 
 class ImagePredictor:
@@ -93,6 +93,7 @@ class ImagePredictor:
         prompts: Sequence[str] = (),
         boxes: Sequence[np.ndarray] = (),
         apart: bool = False,
+        detected_from: float | None = None,
     ) -> list[Prediction]:
         """Masks of an image at its own size.
 
@@ -103,6 +104,7 @@ class ImagePredictor:
             prompts: the words to use for each concept, where they differ from its name.
             boxes: to show the model beside the words, for each concept [N, 4] cxcywh in 0..1; empty: none.
             apart: also the instances that the first rule lays over each other, see `_apart`.
+            detected_from: also all predictions of at least this score, see `scored_instances`; None: not.
 
         Returns:
             One prediction per concept, in their order.
@@ -110,7 +112,7 @@ class ImagePredictor:
         Raises:
             ValueError: the model answers with scores or masks that are not finite.
         """
-        queries = list(self.ask([image], list(prompts) or list(concepts), boxes))
+        queries = list(self.ask([image], list(prompts) or list(concepts), boxes, detected_from))
         answers: list[dict[str, Answer]] = [{} for _ in concepts]
         places = {place for place, concept in enumerate(concepts) if concept in exclusive}
         for rule in self.config.rules:
@@ -119,21 +121,29 @@ class ImagePredictor:
                 found[rule] = Answer(query.choices[rule].score, mask)
         return [
             Prediction(
-                concept, query.heads.presence, found, _apart(query, self.config.rules[0], found) if apart else ()
+                concept,
+                query.heads.presence,
+                found,
+                _apart(query, self.config.rules[0], found) if apart else (),
+                query.detections,
             )
             for concept, query, found in zip(concepts, queries, answers, strict=True)
         ]
 
     @torch.inference_mode()
     def ask(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], boxes: Sequence[np.ndarray] = ()
+        self,
+        images: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        boxes: Sequence[np.ndarray] = (),
+        detected_from: float | None = None,
     ) -> Iterator[Query]:
         """The same prompts to every image: what the rules choose, image after image, prompt after prompt.
 
         The vision encoder sees the images together, the rest `queries_per_pass` pairs of image and prompt at a time.
-        Arguments and errors: see `predict`; boxes are of a single image.
+        Arguments and errors: see `predict`; boxes and `detected_from` are of a single image.
         """
-        assert len(images) == 1 or not len(boxes)
+        assert len(images) == 1 or (not len(boxes) and detected_from is None)
         was_training = self.detector.training
         self.detector.eval()
         try:
@@ -147,7 +157,12 @@ class ImagePredictor:
                     image_index = torch.tensor([number for number, _ in pairs[part]], device=self.device)
                     inputs: dict[str, Any] = {"box_prompts": _padded(boxes[part], self.device)} if boxes else {}
                     output = self.detector.detect(features, image_index, self._encoded(asked), **inputs)
-                    yield from self._chosen(output, asked)
+                    for q, query in enumerate(self._chosen(output, asked)):
+                        if detected_from is not None:
+                            branch, size = output.one_to_one, images[0].shape[:2]
+                            own = scored_instances(branch, q, query.heads.scores, detected_from, size, asked[q])
+                            query = dataclasses.replace(query, detections=own)
+                        yield query
         finally:
             self.detector.train(was_training)
 
@@ -166,7 +181,7 @@ class ImagePredictor:
         logits, presence = output.one_to_one.logits[-1].float(), output.presence[-1].float().sigmoid()
         scores = logits.sigmoid() * presence[:, None]
         logits, scores, presence = logits.cpu(), scores.cpu(), presence.cpu()
-        _refuse_not_finite(scores.isfinite().all(dim=1).tolist(), prompts)
+        refuse_not_finite(scores.isfinite().all(dim=1).tolist(), prompts)
         heads = [Heads(*values) for values in zip(logits, scores, presence.tolist(), strict=True)]
         choices = [{rule: RULES[rule](head, self.config) for rule in self.config.rules} for head in heads]
         wanted = [sorted({i for choice in found.values() for i in choice.masks} - {SEMANTIC}) for found in choices]
@@ -177,7 +192,7 @@ class ImagePredictor:
         layers = [dict(zip(wanted[q], own, strict=True)) for q, own in enumerate(masks.split(counts))]
         if output.semantic is not None:
             layers = [found | {SEMANTIC: mask.float()} for found, mask in zip(layers, output.semantic, strict=True)]
-        _refuse_not_finite([all(mask.isfinite().all() for mask in found.values()) for found in layers], prompts)
+        refuse_not_finite([all(mask.isfinite().all() for mask in found.values()) for found in layers], prompts)
         for values in zip(heads, choices, layers, strict=True):
             yield Query(*values)
 
@@ -210,11 +225,11 @@ def laid_over(
     for start in range(0, len(choice.masks), RESIZED_AT_ONCE):
         part = slice(start, start + RESIZED_AT_ONCE)
         layers = torch.stack([logits[number] for number in choice.masks[part]])
-        resized = F.interpolate(layers[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-        mask |= (resized > 0).any(dim=0)
+        layers = resized(layers, size)
+        mask |= (layers > 0).any(dim=0)
         if confidence is not None:
             weights = torch.tensor(choice.confidences[part], device=device)
-            confidence = torch.maximum(confidence, (resized.sigmoid() * weights[:, None, None]).amax(dim=0))
+            confidence = torch.maximum(confidence, (layers.sigmoid() * weights[:, None, None]).amax(dim=0))
     return mask, confidence
 
 
@@ -234,15 +249,6 @@ def _apart(query: Query, rule: str, found: dict[str, Answer]) -> tuple[tuple[flo
     whole, choice = found[rule].mask, query.choices[rule]
     instances = []
     for number, score in sorted(zip(choice.masks, choice.confidences, strict=True), key=lambda pair: -pair[1]):
-        logits = query.logits[number][None, None]
-        resized = F.interpolate(logits, size=whole.shape, mode="bilinear", align_corners=False)[0, 0]
-        instances.append((score, Instances.whole((resized > 0).cpu().numpy() & whole)))
+        mask = (resized(query.logits[number][None], whole.shape)[0] > 0).cpu().numpy()
+        instances.append((score, Instances.whole(mask & whole)))
     return tuple(instances)
-
-
-def _refuse_not_finite(finite: Iterable[bool], prompts: Sequence[str]) -> None:
-    asked = [text for text, fine in zip(prompts, finite, strict=True) if not fine]
-    if asked:
-        raise ValueError(
-            f"the model's scores or masks are not finite for: {listed(asked)}; check its weights, try bf16=false"
-        )

@@ -5,12 +5,13 @@ A new rule is one function and one line of RULES. P predictions of instances per
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from medsam3.config import PredictionConfig
+from medsam3.messages import listed
 
 SEMANTIC = -1  # in place of the number of a prediction: the mask of the semantic head
 
@@ -61,3 +62,12 @@ RULE_WORDS = {
     "semantic": "the semantic head's mask, if the concept is present",
     "masks": "masks that came as files",
 }
+
+
+def refuse_not_finite(finite: Iterable[bool], prompts: Sequence[str]) -> None:
+    """Raises a ValueError that names the prompts whose answers hold NaN or infinity: no rule could choose."""
+    asked = [text for text, fine in zip(prompts, finite, strict=True) if not fine]
+    if asked:
+        raise ValueError(
+            f"the model's scores or masks are not finite for: {listed(asked)}; check its weights, try bf16=false"
+        )
