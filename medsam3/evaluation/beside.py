@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from medsam3.checks import differing_keys
 from medsam3.evaluation.results import FILES, Results, read_results
 from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
-from medsam3.evaluation.statistics import MeanInterval, mean_interval
+from medsam3.evaluation.statistics import MeanInterval, average_interval
 from medsam3.files import file_hash
 from medsam3.messages import listed
 
@@ -75,7 +74,7 @@ class Side:
 class Mean:
     """A metric over cases."""
 
-    found: MeanInterval | None  # None: no value is finite
+    found: MeanInterval | None  # None: no value is finite, or of one of the data sets none
     left_out: int  # values that are not finite
 
 
@@ -91,30 +90,26 @@ class Pair:
 
     def mean(self, cases: Sequence[QueryResult], metric: str, of_baseline: bool = False) -> Mean:
         """Of these cases of ours, or of the same of the baseline; groups of two data sets are never the same."""
-        cases = self._of_baseline(cases) if of_baseline else cases
-        finite = _finite(cases, metric)
-        if not finite:
-            return Mean(None, len(cases))
-        groups = [f"{case.dataset}/{case.group}" for case in finite]
-        found = mean_interval([case.values[metric] for case in finite], groups, LEVEL, DRAWS, SEED)
-        return Mean(found, len(cases) - len(finite))
+        return _mean([self._of_baseline(cases) if of_baseline else cases], metric)
 
-    def averages(self, rule: str, metric: str) -> tuple[float | None, float | None]:
-        """Unweighted mean of the data sets' means, of ours and of the baseline; None if one of them has none."""
+    def average(self, rule: str, metric: str, of_baseline: bool = False) -> Mean:
+        """Likewise the unweighted mean of the data sets' means."""
         parts = [found for name in self.ours.datasets if (found := self.ours.of(rule, name))]
-        return _average(parts, metric), _average([self._of_baseline(part) for part in parts], metric)
+        return _mean([self._of_baseline(part) for part in parts] if of_baseline else parts, metric)
 
     def _of_baseline(self, cases: Sequence[QueryResult]) -> list[QueryResult]:
         return [self.before[key_of(case)] for case in cases] if self.baseline else []
 
 
-def _finite(cases: Sequence[QueryResult], metric: str) -> list[QueryResult]:
-    return [case for case in cases if math.isfinite(case.values[metric])]
-
-
-def _average(parts: Sequence[Sequence[QueryResult]], metric: str) -> float | None:
-    finite = [[case.values[metric] for case in _finite(part, metric)] for part in parts]
-    return fmean(map(fmean, finite)) if finite and all(finite) else None
+def _mean(parts: Sequence[Sequence[QueryResult]], metric: str) -> Mean:
+    finite = [[case for case in part if math.isfinite(case.values[metric])] for part in parts]
+    left_out = sum(map(len, parts)) - sum(map(len, finite))
+    if not finite or not all(finite):
+        return Mean(None, left_out)
+    sets = [
+        ([case.values[metric] for case in part], [f"{case.dataset}/{case.group}" for case in part]) for part in finite
+    ]
+    return Mean(average_interval(sets, LEVEL, DRAWS, SEED), left_out)
 
 
 def read_side(folder: Path) -> Side:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.evaluation import charts
-from medsam3.evaluation.beside import Pair, dice_of, key_of, read_pair
+from medsam3.evaluation.beside import Mean, Pair, dice_of, key_of, read_pair
 from medsam3.evaluation.extremes import picture_section
 from medsam3.evaluation.metrics import METRICS, Metric
 from medsam3.evaluation.protocol import protocol_section, refusal_section
 from medsam3.evaluation.refusals import mean_by_coverage, reliability
-from medsam3.evaluation.scores import QueryResult
+from medsam3.evaluation.scores import LEVEL, QueryResult
+from medsam3.evaluation.statistics import MIN_GROUPS
 from medsam3.files import write_text
 from medsam3.messages import listed
 
@@ -61,7 +62,7 @@ def _top(results: Pair) -> str:
     rule = ours.rules[0]
     numbers = []
     for name in [name for name in ("dice", "iou") if name in ours.metrics]:
-        new, *gain = _triple(results, name, *results.averages(rule, name))
+        new, *gain = _triple(results, name, *(results.average(rule, name, side) for side in (False, True)))
         words = f"; baseline {gain[0]}, Δ {gain[1]}" if gain else ""
         numbers.append((new, f"mean {METRICS[name].heading}{words}"))
     numbers.append((f"{len({(case.dataset, case.item) for case in ours.cases}):,}", "images"))
@@ -86,28 +87,31 @@ def _top(results: Pair) -> str:
     )
 
 
-def _triple(results: Pair, metric: str, new: float | None, old: float | None) -> list[str]:
+def _triple(results: Pair, metric: str, new: Mean, old: Mean) -> list[str]:
     """A value as tables print it; where there is a baseline, its own and the difference too."""
-    values = [None if value is None else _metric(metric).printed(value) for value in (new, old)]
+    values = [_metric(metric).printed(mean.found.mean) if mean.found else None for mean in (new, old)]
     cells = ["–" if value is None else f"{value:.1f}" for value in values]
-    gain = "–" if values[0] is None or values[1] is None else f"{values[0] - values[1]:+.1f}"
+    same = not new.left_out and not old.left_out  # else they are not of the same queries
+    gain = f"{values[0] - values[1]:+.1f}" if same and values[0] is not None and values[1] is not None else "–"
     return [*cells, gain] if results.baseline else cells[:1]
+
+
+def _cells(results: Pair, metric: str, new: Mean, old: Mean) -> list[str]:
+    """Likewise, with intervals and the number of values that are left out."""
+    printed = _triple(results, metric, new, old)
+    for i, mean in enumerate((new, old)[: len(printed)]):
+        if mean.found and mean.found.interval:
+            printed[i] += " [{:.1f}, {:.1f}]".format(*map(_metric(metric).printed, mean.found.interval))
+        if mean.left_out:
+            printed[i] += f" ({mean.left_out} left out)"
+    return printed
 
 
 def _row(results: Pair, cases: list[QueryResult]) -> list[str]:
     """Cells of every metric, then queries, images, groups."""
     cells = []
     for name in results.ours.metrics:
-        means = [results.mean(cases, name, of_baseline) for of_baseline in (False, True)]
-        new, old = (mean.found.mean if mean.found else None for mean in means)
-        printed = _triple(results, name, new, old)
-        for i, mean in enumerate(means[: len(printed)]):
-            if mean.found and mean.found.interval:
-                printed[i] += " [{:.1f}, {:.1f}]".format(*map(_metric(name).printed, mean.found.interval))
-            if mean.left_out:
-                printed[i] += f" ({mean.left_out} left out)"
-                printed[2:] = ["–"] * len(printed[2:])  # not the same queries
-        cells += printed
+        cells += _cells(results, name, *(results.mean(cases, name, side) for side in (False, True)))
     groups = {(case.dataset, case.group) for case in cases}
     images = {(case.dataset, case.item) for case in cases}
     return [*cells, f"{len(cases):,}", f"{len(images):,}", f"{len(groups):,}"]
@@ -127,11 +131,13 @@ def _means(results: Pair) -> str:
         found = [(name, cases) for name in ours.datasets if (cases := ours.of(rule, name))]
         rows += [[name, rule, *_row(results, cases)] for name, cases in found]
         if len(found) > 1:
-            cells = [_triple(results, name, *results.averages(rule, name)) for name in ours.metrics]
-            rows.append(["mean over data sets", rule, *(cell for triple in cells for cell in triple), "", "", ""])
+            cells = []
+            for name in ours.metrics:
+                cells += _cells(results, name, *(results.average(rule, name, side) for side in (False, True)))
+            rows.append(["mean over data sets", rule, *cells, "", "", ""])
     return (
-        "<h2>Means</h2><p>In square brackets the 95 % interval of the mean, drawn by group (patient, video or volume); "
-        "none where fewer than 10 groups are there.</p>"
+        f"<h2>Means</h2><p>In square brackets the {100 * LEVEL:.0f} % interval of the mean, drawn by group (patient, "
+        f"video or volume) within each data set; none where a data set has fewer than {MIN_GROUPS} groups.</p>"
         + charts.table(["data set", "mask rule", *_heads(results)], rows, words=2)
     )
 
@@ -154,7 +160,7 @@ def _overview(results: Pair) -> str:
                 rows.append(charts.Bar(name, note, new.mean, new.interval, old.mean if old else None))
         title = f"{METRICS[metric].title} by {'data set' if several else 'concept'}"
         legend = charts.legend(results.baseline is not None)
-        words = "Mean over n queries; longer is better. The dark line: its 95 % interval, where there are 10 groups."
+        words = "Mean over n queries; longer is better. The dark line: its interval, where there are 10 groups."
         more = f" The first {MAX_BARS} of {len(cases)}." if len(cases) > MAX_BARS else ""
         figures.append(_figure(f"{title}, %", charts.bars(rows), words + more, legend))
         if 3 <= len(rows) <= charts.MAX_AXES:

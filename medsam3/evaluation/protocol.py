@@ -123,7 +123,8 @@ def _numbers(results: Pair) -> list[list[str]]:
         ["Left out of means", left_out or "nothing: every value is finite"],
         ["Uncertainty", f"{100 * LEVEL:.0f} % bootstrap interval of the mean, {DRAWS:,} draws of whole groups (seed "
          f"{SEED}), percentiles corrected for few groups and for skewness; none below {MIN_GROUPS} groups, none of "
-         "medians, none of the mean over data sets"],
+         "medians. Of the mean over data sets: groups drawn within each set; none if one has fewer; it speaks of other "
+         "patients of these sets, not of other sets"],
         ["Worst cases", f"by Dice: {'; '.join(worst)}"],
     ]  # fmt: skip
     if results.baseline:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsam3.evaluation.statistics import MeanInterval, mean_interval
+from medsam3.evaluation.statistics import MeanInterval, average_interval, mean_interval
 
 LEVEL, DRAWS, SEED = 0.95, 2000, 0  # of intervals
+AVERAGE = "**Avg.**"  # the row of the mean over data sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +75,22 @@ def _score(rows: Sequence[QueryResult]) -> Score:
 
 
 def dice_intervals(results: Iterable[QueryResult]) -> dict[str, dict[str, MeanInterval]]:
-    """Rule -> data set -> the mean Dice of present queries with its 95 % interval, groups drawn together."""
-    cells: dict[str, dict[str, list[QueryResult]]] = {}
+    """Rule -> data set -> the mean Dice of present queries with its interval, groups drawn together.
+
+    Of several data sets also that of their unweighted mean, as AVERAGE.
+    """
+    cells: dict[str, dict[str, tuple[list[float], list[str]]]] = {}
     for result in results:
         if result.present:
-            cells.setdefault(result.rule, {}).setdefault(result.dataset, []).append(result)
-    return {
-        rule: {
-            name: mean_interval([row.values["dice"] for row in rows], [row.group for row in rows], LEVEL, DRAWS, SEED)
-            for name, rows in by_dataset.items()
-        }
-        for rule, by_dataset in cells.items()
-    }
+            values, groups = cells.setdefault(result.rule, {}).setdefault(result.dataset, ([], []))
+            values.append(result.values["dice"])
+            groups.append(result.group)
+    found = {}
+    for rule, sets in cells.items():
+        found[rule] = {name: mean_interval(*own, LEVEL, DRAWS, SEED) for name, own in sets.items()}
+        if len(sets) > 1:
+            found[rule][AVERAGE] = average_interval(list(sets.values()), LEVEL, DRAWS, SEED)
+    return found
 
 
 def mean_score(scores: dict[str, Score]) -> Score:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 from medsam3.checks import differing_keys
 from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.question import Question
-from medsam3.evaluation.scores import QueryResult, Score, mean_score
-from medsam3.evaluation.statistics import MeanInterval
-from medsam3.messages import markdown_table
+from medsam3.evaluation.scores import AVERAGE, LEVEL, QueryResult, Score, mean_score
+from medsam3.evaluation.statistics import MIN_GROUPS, MeanInterval
+from medsam3.messages import listed, markdown_table
 from medsam3.prediction.rules import RULE_WORDS
 
 
@@ -147,8 +147,16 @@ def rule_tables(
         left_out = mean_score(found).left_out
         notes = [f"{METRICS[name].title}: {count} queries left out" for name, count in left_out.items() if count]
         note = f"\n{'; '.join(notes)}: prediction or truth is empty.\n" if notes else ""
+        note += few_groups(intervals[rule]) if intervals else ""
         parts.append(f"Mask rule **{rule}**: {RULE_WORDS[rule]}.\n\n{table}{note}")
     return "\n".join(parts)
+
+
+def few_groups(intervals: Mapping[str, MeanInterval]) -> str:
+    """A line that says why a mean has no interval, if one has none."""
+    few = [name for name, found in intervals.items() if found.interval is None and name != AVERAGE]
+    also = "; so the mean over data sets has none either" if AVERAGE in intervals else ""
+    return f"\nNo interval below {MIN_GROUPS} groups: {listed(few)}{also}.\n" if few else ""
 
 
 def score_table(
@@ -174,18 +182,18 @@ def score_table(
     head = ["Dataset", *_headings(next(iter(scores.values())).values, names if baseline else None)]
     head += ["ceiling Dice (%)"] if with_ceiling else []
     head += ["Dice with absent (%)", "absent answered (%)"] if asked_absent else []
-    head += ["Dice, 95 % interval", "groups"] if intervals else []
+    head += [f"Dice, {100 * LEVEL:.0f} % interval", "groups"] if intervals else []
     head += ["queries", "absent", "images"] if asked_absent else ["queries", "images"]
     columns = {name: (score, baseline[name] if baseline else None) for name, score in scores.items()}
     if len(scores) > 1:
         mean_baseline = mean_score({name: baseline[name] for name in scores}) if baseline else None
-        columns["**Avg.**"] = (mean_score(scores), mean_baseline)
+        columns[AVERAGE] = (mean_score(scores), mean_baseline)
     lines = []
     for name, (score, old) in columns.items():
         cells = [titles.get(name, name), *_values(score, old)]
         cells += [_percent(score.ceiling)] if with_ceiling else []
         cells += [_percent(score.with_absent["dice"]), _percent(score.answered)] if asked_absent else []
-        cells += _interval(intervals.get(name)) if intervals else []
+        cells += _interval(intervals[name]) if intervals else []
         cells += [str(score.queries), *([str(score.absent)] if asked_absent else []), str(score.images)]
         lines.append(cells)
     return markdown_table(head, lines)
@@ -210,9 +218,7 @@ def _values(score: Score, baseline: Score | None) -> list[str]:
     return cells
 
 
-def _interval(found: MeanInterval | None) -> list[str]:
-    if found is None:  # of the average
-        return ["-", "-"]
+def _interval(found: MeanInterval) -> list[str]:
     low, high = found.interval or (None, None)
     return ["-" if low is None else f"{_percent(low)} to {_percent(high)}", str(found.groups)]
 

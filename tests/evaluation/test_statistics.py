@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from medsam3.evaluation.statistics import compare_paired, holm, mean_interval
+from medsam3.evaluation.statistics import average_interval, compare_paired, holm, mean_interval
 
 SETTINGS = {"level": 0.95, "draws": 2000, "seed": 3}
 
@@ -85,6 +85,34 @@ def test_many_groups_agree_with_the_normal_approximation() -> None:
     low, high = mean_interval(values, np.arange(3000), **SETTINGS).interval
     half = 1.96 * values.std() / 3000**0.5
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=2e-4)
+
+
+def test_the_mean_over_data_sets_draws_within_each() -> None:
+    rng = np.random.default_rng(0)
+    low_set, high_set = (rng.normal(mean, sd, 900) for mean, sd in ((0.2, 0.1), (0.9, 0.02)))
+    found = average_interval([(low_set, range(900)), (high_set[:400], range(400))], 0.95, 20_000, 3)
+    half = 1.96 * (0.1**2 / 900 + 0.02**2 / 400) ** 0.5 / 2  # of half the sum of two independent means
+    assert found.interval == pytest.approx((found.mean - half, found.mean + half), abs=3e-4)
+    assert found.mean == pytest.approx((low_set.mean() + high_set[:400].mean()) / 2)  # unweighted
+    assert (found.rows, found.groups) == (1300, 1300)
+    apart = average_interval([(np.zeros(20), range(20)), (np.ones(20), range(20))], **SETTINGS)
+    assert apart.interval == pytest.approx((0.5, 0.5))  # drawn from all together it would be wide
+    few = average_interval([(low_set, range(900)), (high_set[:90], [i % 9 for i in range(90)])], **SETTINGS)
+    assert few.interval is None and few.mean == pytest.approx((low_set.mean() + high_set[:90].mean()) / 2)
+
+
+def test_the_interval_of_a_mean_over_small_data_sets_covers() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for study in range(300):
+        patients = [np.repeat(np.arange(g), rng.geometric(0.2, g)) for g in (12, 25, 60)]
+        sets = [
+            (0.7 + spread * rng.standard_normal(p[-1] + 1)[p] + 0.05 * rng.standard_normal(len(p)), p)
+            for p, spread in zip(patients, (0.15, 0.05, 0.1), strict=True)
+        ]
+        low, high = average_interval(sets, 0.95, 2000, study).interval
+        covered += low <= 0.7 <= high
+    assert 0.93 <= covered / 300 <= 0.97
 
 
 def test_no_interval_below_ten_groups() -> None:

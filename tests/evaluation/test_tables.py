@@ -15,7 +15,7 @@ from medsam3.evaluation import metrics
 from medsam3.evaluation.metrics import METRICS, Metric
 from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
 from medsam3.evaluation.question import Question, Rows
-from medsam3.evaluation.scores import QueryResult, Score, dice_intervals, mean_score, summarise
+from medsam3.evaluation.scores import AVERAGE, QueryResult, Score, dice_intervals, mean_score, summarise
 from medsam3.evaluation.tables import read_baseline, results_csv, results_json, rule_tables, score_table
 
 
@@ -270,7 +270,12 @@ def test_intervals_count_groups_and_need_ten_of_them():
     assert low < 0.6 < high
     assert table[2].endswith("| Dice, 95 % interval | groups | queries | images |")
     assert f"| {100 * low:.1f} to {100 * high:.1f} | 11 | 22 | 22 |" in table[4] and "| - | 9 | 18 | 18 |" in table[5]
-    assert "| - | - | 40 |" in table[6]
+    assert "| - | 20 | 40 |" in table[6]
+    assert table[8] == "No interval below 10 groups: papila; so the mean over data sets has none either."
+    enough = dice_intervals([*rows, *(QueryResult(**vars(row) | {"dataset": "papila"}) for row in rows)])["top1"]
+    low, high = enough["drive"].interval
+    narrower = enough[AVERAGE].interval  # of two independent means of the same spread: by a factor of sqrt(2)
+    assert (narrower[1] - narrower[0]) * 2**0.5 == pytest.approx(high - low, rel=0.07)
 
 
 ABSENT = [
