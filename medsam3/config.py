@@ -234,6 +234,7 @@ class VolumeConfig:
     largest_component: bool = MISSING  # only the largest connected part of each concept stays
     nms_iou: float = MISSING  # tracker: of instances of a concept that overlap more the best is followed; 0: all are
     bridge_slices: int = MISSING  # tracker: slices in a row without a detection on which a track is still shown
+    tracker: str | None = MISSING  # checkpoint that holds SAM3's tracker; null: the detector's own
     tracker_vision: str = MISSING  # auto | original (its own, exact) | shared (the detector's, once per slice)
 
 

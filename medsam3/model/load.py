@@ -13,10 +13,11 @@ from torch import nn
 from transformers import CLIPTokenizer, Sam3ImageProcessor, Sam3Model, Sam3Processor
 from transformers.utils.logging import disable_progress_bar
 
+from medsam3.checkpoints.account import video_model_class
 from medsam3.checkpoints.files import RECORD
 from medsam3.checkpoints.model_config import VIT_LAYER_NORM_EPS
 from medsam3.checkpoints.weights import detector_model, load_video_model, open_checkpoint
-from medsam3.model.tiny import PATCH_PX, tiny_config
+from medsam3.model.tiny import PATCH_PX, tiny_config, tiny_video_config
 from medsam3.model.tokenizer import ConceptTokenizer, clip_tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def load_tracker(checkpoint: str, image_size: int) -> tuple[Sam3VideoModel, str]
     """SAM3 with its tracker, in float32, the vision backbone set as in `load_sam3`, and the report.
 
     Args:
-        checkpoint: sam3.pt, a folder of Sam3VideoModel, or a hub id; fine-tuned detectors are loaded beside it.
+        checkpoint: sam3.pt, a folder of Sam3VideoModel, or a hub id; fine-tuned detectors are loaded beside it; or
+            `tiny` (random weights).
 
     Raises:
         ValueError: as `load_sam3`; also where the checkpoint has no tracker.
@@ -102,8 +104,9 @@ def load_tracker(checkpoint: str, image_size: int) -> tuple[Sam3VideoModel, str]
     disable_progress_bar()
     path = local_checkpoint(checkpoint)
     if path is None:
-        raise ValueError(f"checkpoint={checkpoint}: has no tracker: give a checkpoint of the whole SAM3")
-    model, report = load_video_model(path, image_size=image_size)
+        model, report = video_model_class()(tiny_video_config(image_size)), "tiny, random weights: it follows nothing"
+    else:
+        model, report = load_video_model(path, image_size=image_size)
     _as_meta(model.detector_model)
     return model, report
 

@@ -23,6 +23,7 @@ from medsam3.prediction.jobs import find_work
 from medsam3.prediction.outputs import OUTPUTS, json_text, write_coco
 from medsam3.prediction.remarks import LIST_CONCEPTS, remarks
 from medsam3.prediction.segmentation import Run, exclusive_of, segment
+from medsam3.prediction.volume_predictor import open_volume_predictor
 from medsam3.registry.vocabulary import Vocabulary
 from medsam3.versions import code_version, package_versions
 
@@ -60,14 +61,16 @@ def predict(config: PredictConfig) -> Run:
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = load_sam3(config.checkpoint, config.image_size)
     prompts = list(dict.fromkeys(prompt for picture in work.pictures for prompt in picture.prompts))
-    run = Run(_asked(config, loaded, device), remarks(loaded, prompts), work.left_out)
     print(f"model    {loaded.report}")
-    for line in [*run.remarks, *(f"left out: {clause}" for clause in run.left_out)]:
-        print(f"remark   {line}")
+    asked = _asked(config, loaded, device)
     detector = TextDetector(loaded.model).to(device)
     predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, config.prediction, config.bf16)
+    volumes = open_volume_predictor(predictor, config.volume, config.checkpoint)
+    run = Run(asked | volumes.facts, [*volumes.remarks, *remarks(loaded, prompts)], work.left_out)
+    for line in [*run.remarks, *(f"left out: {clause}" for clause in run.left_out)]:
+        print(f"remark   {line}")
     try:
-        segment(work.pictures, config, predictor, run)
+        segment(work.pictures, config, volumes, run)
         if "coco" in config.outputs:
             done = {entry["folder"] for entry in run.pictures}
             for output in outputs:
@@ -87,8 +90,6 @@ def _check(config: PredictConfig) -> None:
         one_of("outputs", kind, OUTPUTS)
     if len(config.prediction.rules) != 1:
         raise ValueError(f"prediction.rules={config.prediction.rules}: one rule makes the masks; name one")
-    if config.volume.mode != "detector":
-        raise ValueError(f"volume.mode={config.volume.mode}: predict.py takes each slice alone so far; set detector")
     if config.instances == "apart" and config.prediction.rules == ["semantic"]:
         raise ValueError("instances=apart: the rule semantic knows no instances; set prediction.rules=[union]")
     for key, values in (("scan.window", config.scan.window), ("scan.percentiles", config.scan.percentiles)):

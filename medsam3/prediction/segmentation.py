@@ -23,6 +23,7 @@ from medsam3.prediction.outputs import OUTPUTS, PictureResult, json_text
 from medsam3.prediction.picture_files import Shown, read_picture
 from medsam3.prediction.scan import Scan, read_scan
 from medsam3.prediction.volume_outputs import BYTES_PER_VOXEL, KINDS, predict_scan, source_hash, write_scan_results
+from medsam3.prediction.volume_predictor import VolumePredictor
 
 AHEAD = 2  # pictures read while the model is busy
 MOST_MASK_BYTES = 2**32  # all masks of a picture together, one byte per pixel
@@ -55,15 +56,17 @@ class _Read:
     shown: Shown | Scan | None
 
 
-def segment(pictures: Sequence[Picture], config: PredictConfig, predictor: ImagePredictor, run: Run) -> None:
+def segment(pictures: Sequence[Picture], config: PredictConfig, volumes: VolumePredictor, run: Run) -> None:
     """Answer for each picture; `run` tells what became of it."""
     read = partial(_read, config=config, asked=run.asked)
     for picture, get in tqdm(_ahead(pictures, read), total=len(pictures), unit="picture", leave=False, mininterval=2):
         try:
             found = get()
             if found.before is None:
-                segment = _segment_scan if isinstance(found.shown, Scan) else _segment_picture
-                segment(picture, found, config, predictor, run.asked)
+                if isinstance(found.shown, Scan):
+                    _segment_scan(picture, found, config, volumes, run.asked)
+                else:
+                    _segment_picture(picture, found, config, volumes.predictor, run.asked)
             entry = found.before or json.loads((picture.folder / RESULT).read_text(encoding="utf-8"))
             keys = ("input", "sha256", "width", "height", "notes", "prompts")
             place = {"folder": picture.folder.as_posix(), "resumed": found.before is not None}
@@ -146,16 +149,18 @@ def _segment_picture(
 
 
 def _segment_scan(
-    picture: Picture, read: _Read, config: PredictConfig, predictor: ImagePredictor, asked: dict[str, Any]
+    picture: Picture, read: _Read, config: PredictConfig, volumes: VolumePredictor, asked: dict[str, Any]
 ) -> None:
     scan = read.shown
     assert isinstance(scan, Scan)
+    if config.instances == "apart":
+        raise ValueError("instances=apart: for pictures only; set instances=united")
     _refuse_too_many(picture.prompts, scan.pictures.shape[:3], BYTES_PER_VOXEL)
-    masks, prompts = predict_scan(scan, picture.prompts, config, predictor)
+    masks, said, remarks = predict_scan(scan, picture.prompts, exclusive_of(config, picture.prompts), volumes)
     slices, height, width = masks.shape[1:]
     left = [f"outputs: {kind} is for pictures" for kind in config.outputs if kind not in KINDS]
-    notes = [*scan.notes, f"slices along {scan.axis}", f"window from {scan.window_from}", *left]
-    content = {"width": width, "height": height, "slices": slices, "notes": notes, "prompts": prompts}
+    notes = [*scan.notes, f"slices along {scan.axis}", f"window from {scan.window_from}", *left, *remarks]
+    content = {"width": width, "height": height, "slices": slices, "notes": notes, **said}
     with new_folder(picture.folder) as folder:
         write_scan_results(folder, scan, masks, picture.prompts, config.outputs, asked["weights_sha256"])
         _write_result(folder, picture, read.sha256, content, asked)

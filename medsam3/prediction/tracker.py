@@ -102,20 +102,16 @@ class VolumeTracker:
     def __init__(self, video: Any, detector: TextDetector, image_size: int, config: VolumeConfig, bf16: bool) -> None:
         """
         Args:
-            video: a Sam3VideoModel of the same image size as the detector, on the same device. Its detector is
-                replaced, its settings are changed.
+            video: a Sam3VideoModel of the same image size as the detector, whose device it is moved to. Its detector
+                is replaced, its settings are changed.
 
         Raises:
             ValueError: `tracker_vision=shared` with a detector whose ViT is of another shape; masks of another size.
         """
-        self.video = video.eval()
         self.config = config
-        self.bf16 = bf16 and video.device.type == "cuda"
         own, other = (model.vision_encoder.backbone for model in (video.detector_model, detector.sam3))
-        self.own_vision = OwnVision(own, image_size)
         alike = same_weights(own, other)
         shared = alike if config.tracker_vision == "auto" else config.tracker_vision == "shared"
-        self.vision = SharedVision(other) if shared else self.own_vision
         self.measures_drift = shared and not alike
         if video.low_res_mask_size != MASK_PX * image_size // PATCH_PX:
             raise ValueError(
@@ -128,6 +124,11 @@ class VolumeTracker:
             )
         self.detected = DetectedBefore()
         video.detector_model = self.detected
+        device = next(other.parameters()).device
+        self.video = video.eval().to(device)
+        self.bf16 = bf16 and device.type == "cuda"
+        self.own_vision = OwnVision(own.to(device), image_size)
+        self.vision = SharedVision(other) if shared else self.own_vision
         for name, value in settings(video.assoc_iou_thresh).items():
             assert hasattr(video, name), f"Sam3VideoModel has no setting {name}: another version of transformers?"
             setattr(video, name, value)

@@ -7,10 +7,10 @@ Shapes: D slices of H x W px, C concepts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,18 +37,18 @@ class VolumePrediction:
     confidences: NDArray[np.float16]  # [C, D, H, W] probability of the mask times score; of one concept: zeros
     scores: NDArray[np.float32]  # [C, D] of the answer on each slice, found or not: see rules.Choice
 
-    def labels(self) -> NDArray[Any]:
-        """[D, H, W]: 0, or the number of a concept from 1; a voxel of several goes to the most confident."""
-        count, *shape = self.masks.shape
-        labels: NDArray[Any] = np.zeros(shape, np.uint8 if count < 256 else np.uint16)
-        for index in range(shape[0]):
-            overlaps = Overlaps((shape[1], shape[2]), torch.device("cpu"))
-            for number in range(count):
+    def resolved(self, exclusive: Collection[str]) -> Mask:
+        """[C, D, H, W]: a voxel that several of the exclusive concepts claim goes to the most confident of them."""
+        numbers = [number for number, concept in enumerate(self.concepts) if concept in exclusive]
+        masks = self.masks.copy()
+        for index in range(masks.shape[1] if len(numbers) > 1 else 0):
+            overlaps = Overlaps(masks.shape[2:], torch.device("cpu"))
+            for number in numbers:
                 confidence = self.confidences[number, index].astype(np.float32)
-                overlaps.add(number, torch.from_numpy(self.masks[number, index]), torch.from_numpy(confidence))
-            for number in range(count):
-                labels[index][overlaps.mask(number).numpy()] = number + 1
-        return labels
+                overlaps.add(number, torch.from_numpy(masks[number, index]), torch.from_numpy(confidence))
+            for number in numbers:
+                masks[number, index] = overlaps.mask(number).numpy()
+        return masks
 
     def found(self) -> list[bool]:
         """Whether each concept has a voxel."""

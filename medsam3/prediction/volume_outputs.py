@@ -1,4 +1,4 @@
-"""A volume's results as files with its geometry: slice by slice through the detector, see volume.py.
+"""A volume's results as files with its geometry.
 
 Shapes: C prompts, D slices of H x W px.
 """
@@ -6,26 +6,24 @@ Shapes: C prompts, D slices of H x W px.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medsam3.config import PredictConfig
 from medsam3.files import file_hash, write_text
 from medsam3.layouts.instances import Mask
 from medsam3.prediction.dicom_seg import write_dicom_seg
-from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.outputs import BACKGROUND, file_name, json_text
 from medsam3.prediction.scan import Scan
-from medsam3.prediction.slices import slice_detector
-from medsam3.prediction.volume import predict_by_slice
+from medsam3.prediction.volume_predictor import VolumePredictor, drift_words
 from medsam3.prediction.writers import usual_ending, write_volume
 from medsam3.registry.vocabulary import Vocabulary
 
 KINDS = ("index", "masks")  # of the outputs; the others are for pictures
-BYTES_PER_VOXEL = 3  # and prompt: a mask and a confidence
+BYTES_PER_VOXEL = 4  # and prompt: a mask, a confidence, and the mask without overlaps
 
 
 def source_hash(path: Path) -> str:
@@ -39,23 +37,11 @@ def source_hash(path: Path) -> str:
 
 
 def predict_scan(
-    scan: Scan, prompts: Sequence[str], config: PredictConfig, predictor: ImagePredictor
-) -> tuple[Mask, list[dict[str, Any]]]:
-    """Masks [C, D, H, W] and what is said of each prompt. Exclusive prompts share no voxel.
-
-    Raises:
-        ValueError: options that volumes do not have.
-    """
-    if config.instances == "apart":
-        raise ValueError("instances=apart: for pictures only; set instances=united")
-    if config.exclusive not in ("all", []):
-        raise ValueError(f"exclusive={config.exclusive}: of a volume all or none ([])")
-    detect = slice_detector(predictor, prompts, config.prediction.rules[0])
-    found = predict_by_slice(scan, prompts, detect, config.volume, scan.spacing_mm)
-    masks = found.masks
-    if config.exclusive == "all" and config.prediction.resolve_overlaps:
-        labels = found.labels()
-        masks = np.stack([labels == number for number in range(1, len(prompts) + 1)])
+    scan: Scan, prompts: Sequence[str], exclusive: Collection[str], volumes: VolumePredictor
+) -> tuple[Mask, dict[str, Any], list[str]]:
+    """Masks [C, D, H, W], of which the exclusive prompts share no voxel; what is said of each prompt; notes."""
+    volume = volumes.predict(scan, prompts, spacing_mm=scan.spacing_mm)
+    masks = volume.prediction.resolved(exclusive)
     said = [
         {
             "prompt": prompt,
@@ -64,9 +50,10 @@ def predict_scan(
             "voxels": int(np.count_nonzero(mask)),
             "slice_scores": [round(float(score), 6) for score in scores],
         }
-        for prompt, mask, scores in zip(prompts, masks, found.scores, strict=True)
+        for prompt, mask, scores in zip(prompts, masks, volume.prediction.scores, strict=True)
     ]
-    return masks, said
+    drift = {} if volume.drift is None else {"tracker_drift": volume.drift}
+    return masks, {"prompts": said, **drift}, [] if volume.drift is None else [drift_words(volume.drift)]
 
 
 def write_scan_results(
@@ -83,11 +70,16 @@ def write_scan_results(
         return
     ending = usual_ending(scan)
     if "index" in kinds:
-        labels = np.zeros(masks.shape[1:], np.uint8 if len(masks) < 256 else np.uint16)
-        for number, mask in enumerate(masks, 1):
-            labels[mask] = number
-        write_volume(folder / f"index{ending}", scan.as_stored(labels), scan)
+        write_volume(folder / f"index{ending}", scan.as_stored(numbered(masks)), scan)
         write_text(folder / "legend.json", json_text(dict(enumerate([BACKGROUND, *prompts]))))
     if "masks" in kinds:
         for number, (prompt, mask) in enumerate(zip(prompts, masks, strict=True), 1):
             write_volume(folder / f"masks/{number}_{file_name(prompt)}{ending}", scan.as_stored(mask), scan)
+
+
+def numbered(masks: Mask) -> NDArray[np.unsignedinteger]:
+    """[D, H, W]: 0, or the number of a mask [C, D, H, W] from 1."""
+    numbers = np.zeros(masks.shape[1:], np.uint8 if len(masks) < 256 else np.uint16)
+    for number, mask in enumerate(masks, 1):
+        numbers[mask] = number
+    return numbers

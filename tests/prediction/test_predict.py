@@ -176,7 +176,6 @@ def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, m
         ({"prompts": ["liver", "spleen"], "exclusive": []}, "index holds one number per pixel"),
         ({"prompts": ["liver", "spleen"], "prediction__resolve_overlaps": False}, "index holds one number per pixel"),
         ({"prompts": ["liver"], "exclusive": ["livr"]}, "exclusive='livr': must be one of liver. Did you mean 'liver'"),
-        ({"volume__mode": "tracker"}, "volume.mode=tracker: predict.py takes each slice alone"),
         ({"exclusive": "none"}, "must be all, or a list of prompts"),
         ({"output_dir": "/proc/none"}, "output_dir=/proc/none: cannot write there"),
     ],

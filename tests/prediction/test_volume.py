@@ -16,6 +16,7 @@ from medsam3.prediction.consistency import hysteresis, large_parts, smoothed
 from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.slices import Found, slice_detector
 from medsam3.prediction.volume import VolumePrediction, predict_by_slice
+from medsam3.prediction.volume_outputs import numbered
 from tests.prediction.test_tracker import MASK, Script, config, pictures, seen, square
 
 IMAGE_SIZE = 56
@@ -133,15 +134,17 @@ def test_parts_touch_at_corners():
     assert not large_parts(mask, 3, False).any()
 
 
-def test_labels_give_disputed_voxels_to_the_most_confident():
+def test_disputed_voxels_go_to_the_most_confident():
     one, other = square(0, 0, 20), square(10, 10, 20)
     found = [[seen((0.9, one)), seen((0.6, other))], [seen((0.6, one)), seen((0.8, other))]]
     volume = predict(found)
     both = volume.masks.all(axis=0)
-    labels = volume.labels()
-    assert labels.dtype == np.uint8 and both.any()
-    assert (labels[0][both[0]] == 1).all() and (labels[1][both[1]] == 2).all()
-    assert ((labels > 0) == volume.masks.any(axis=0)).all()
+    first, second = volume.resolved(volume.concepts)
+    assert both.any() and not (first & second).any()
+    assert first[0][both[0]].all() and second[1][both[1]].all()
+    assert ((first | second) == volume.masks.any(axis=0)).all()
+    for exclusive in ((), volume.concepts[:1]):
+        assert np.array_equal(volume.resolved(exclusive), volume.masks)
     assert volume.found() == [True, True]
 
 
@@ -149,8 +152,7 @@ def test_of_many_concepts_none_wraps():
     """300 numbers do not fit 8 bits."""
     masks = np.zeros((300, 1, 1, 300), bool)
     masks[np.arange(300), 0, 0, np.arange(300)] = True
-    volume = VolumePrediction([""] * 300, masks, masks.astype(np.float16), np.zeros((300, 1), np.float32))
-    assert volume.labels()[0, 0].tolist() == list(range(1, 301))
+    assert numbered(masks)[0, 0].tolist() == list(range(1, 301))
 
 
 @pytest.mark.parametrize("key, value", [("seed_threshold", 1.5), ("slices_per_pass", 0), ("bridge_slices", -1)])
