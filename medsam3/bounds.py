@@ -68,6 +68,8 @@ RANGES: dict[str, Range] = {
     "prediction.*_threshold": FRACTION,
     "prediction.queries_per_pass": POSITIVE,
     "evaluation.images": POSITIVE,
+    "evaluation.foreign.seed": SEED,
+    "evaluation.foreign.*": NOT_NEGATIVE,
     "evaluation.overlays": NOT_NEGATIVE,
     "box_noise": NOT_NEGATIVE,
     "box_noise_max_px": POSITIVE,

@@ -91,10 +91,16 @@ def check(config: Any) -> None:
 
 
 def _check_evaluation(config: EvaluateConfig) -> None:
+    foreign = config.evaluation.foreign.hard + config.evaluation.foreign.easy
     mask_files = config.predictions is not None or config.evaluation.save_masks
     if config.evaluation.concepts == "paper" and mask_files:
         raise ValueError(
             "evaluation.concepts=paper: mask files hold our concepts, so leave out predictions and save_masks"
+        )
+    if (config.predictions is not None or config.prompt != "text") and (foreign or config.evaluation.synonyms):
+        raise ValueError(
+            "evaluation.foreign and evaluation.synonyms ask in other words, which neither files nor boxes take; "
+            "set evaluation.foreign.hard=0 evaluation.foreign.easy=0 evaluation.synonyms=false"
         )
     if config.prompt != "text":
         if config.evaluation.ask != "present":
@@ -104,8 +110,9 @@ def _check_evaluation(config: EvaluateConfig) -> None:
 
 
 def _check_training(config: TrainConfig) -> None:
-    if config.evaluation.save_masks:
-        raise ValueError("evaluation.save_masks=true: evaluate.py writes masks, training does not")
+    for key, what in (("save_masks", "writes masks"), ("synonyms", "asks by synonyms")):
+        if getattr(config.evaluation, key):
+            raise ValueError(f"evaluation.{key}=true: evaluate.py {what}, training does not")
     weights = config.data.weights
     numbers = isinstance(weights, dict) and all(isinstance(value, int | float) for value in weights.values())
     if not numbers and weights not in ("size", "sqrt", "uniform"):

@@ -199,12 +199,23 @@ class PredictionConfig:
 
 
 @dataclass
+class ForeignConfig:
+    """Words asked of every image that its kind of picture cannot show (data_manifests/scenes.yaml), drawn by image."""
+
+    hard: int = MISSING  # how many that others of its modality can show, or that are easily taken for what it shows
+    easy: int = MISSING  # how many of the rest
+    seed: int = MISSING
+
+
+@dataclass
 class EvaluationConfig:
     """What is asked and shown; the same in validation and in evaluate.py."""
 
     metrics: list[str] = MISSING  # names of evaluation/metrics.METRICS, dice among them
     concepts: str = MISSING  # ours | paper (its task, where a data set has paper_concepts)
     ask: str = MISSING  # present (paper: only what is in the image) | all (also what was looked for and is not there)
+    foreign: ForeignConfig = field(default_factory=ForeignConfig)
+    synonyms: bool = MISSING  # ask for what is there in all the words of the vocabulary too
     images: int | None = MISSING  # images per data set; null: all
     overlays: int = MISSING  # pictures per data set
     save_masks: bool = MISSING  # every mask as a PNG file (evaluate.py)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,18 +15,22 @@ from medsam3.data.manifest import ImageRows
 from medsam3.prediction.image import ImagePredictor, Prediction
 
 Boxes = NDArray[np.floating]  # [N, 4] cxcywh in 0..1, of the true instances
+NO_CONCEPT = ""  # of the predictions for further words
 VISUAL = "visual"  # SAM3's text where boxes alone tell what is meant
 
 
 class Answers(Protocol):
-    def __call__(self, rows: ImageRows, image: NDArray[np.uint8], boxes: Mapping[str, Boxes]) -> list[Prediction]:
+    def __call__(
+        self, rows: ImageRows, image: NDArray[np.uint8], boxes: Mapping[str, Boxes], words: Sequence[str] = ()
+    ) -> list[Prediction]:
         """
         Args:
             image: [H, W, 3].
             boxes: concept asked -> its true boxes, for those who may look.
+            words: further words to ask for; they take no pixel from a concept, and none is taken from them.
 
         Returns:
-            A prediction per concept, in their order.
+            A prediction per concept, in their order, then one per word, in theirs.
         """
         ...
 
@@ -49,16 +53,20 @@ class ModelAnswers:
     prompt: str = "text"  # | box | noisy_box | text_box
     noise: BoxNoise | None = None  # of noisy_box
 
-    def __call__(self, rows: ImageRows, image: NDArray[np.uint8], boxes: Mapping[str, Boxes]) -> list[Prediction]:
+    def __call__(
+        self, rows: ImageRows, image: NDArray[np.uint8], boxes: Mapping[str, Boxes], words: Sequence[str] = ()
+    ) -> list[Prediction]:
+        assert not words or self.prompt == "text"
         concepts = list(boxes)
-        prompts = [self.corpus.prompt(rows.dataset, concept) for concept in concepts]
+        prompts = [*(self.corpus.prompt(rows.dataset, concept) for concept in concepts), *words]
         shown = [] if self.prompt == "text" else list(boxes.values())
         if self.prompt in ("box", "noisy_box"):
             prompts = [VISUAL] * len(concepts)
         if self.prompt == "noisy_box":
             shown = [self._noisy(rows, concept, image, boxes[concept]) for concept in concepts]
         try:
-            return self.predictor.predict(image, concepts, self.corpus.exclusive(rows.dataset), prompts, shown)
+            named = [*concepts, *[NO_CONCEPT] * len(words)]
+            return self.predictor.predict(image, named, self.corpus.exclusive(rows.dataset), prompts, shown)
         except ValueError as error:
             raise ValueError(f"{rows.dataset}/{rows.item}: {error}") from error
 

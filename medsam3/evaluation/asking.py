@@ -1,11 +1,19 @@
-"""Which concepts are asked of an image: the data set's own or those of the paper's task, present or also absent."""
+"""What is asked of an image: concepts of the data set or of the paper's task, present or also absent; words that its
+kind of picture cannot show; and what is there in other words."""
 
 from __future__ import annotations
 
-from medsam3.config import EvaluationConfig
+import hashlib
+
+from medsam3.config import EvaluationConfig, ForeignConfig
+from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.registry.scenes import shipped_scenes, truly_absent
 from medsam3.registry.spec import DatasetSpec
+
+# Present; or absent: looked for by the data set and not found, or a word of evaluation.foreign. As data.prompts.KINDS.
+PRESENT, MARKED = "present", "marked"
+FOREIGN = ("hard", "easy")
 
 
 def concepts_asked(rows: ImageRows, spec: DatasetSpec, config: EvaluationConfig) -> dict[str, tuple[str, ...]]:
@@ -29,3 +37,68 @@ def concepts_asked(rows: ImageRows, spec: DatasetSpec, config: EvaluationConfig)
 def holds_any(rows: ImageRows, asked: dict[str, tuple[str, ...]]) -> bool:
     """Is any of the concepts asked for in the image?"""
     return any(part in rows.present for united in asked.values() for part in united)
+
+
+def foreign_words(corpus: Corpus, rows: ImageRows, config: EvaluationConfig) -> dict[str, str]:
+    """Word to ask of an image that cannot show it -> hard | easy (see `AbsentPool`).
+
+    They depend on the seed and the image's id alone, not on other images or on who asks.
+
+    Raises:
+        ValueError: too few words are left for this image.
+    """
+    wanted = {kind: getattr(config.foreign, kind) for kind in FOREIGN}
+    if not any(wanted.values()):
+        return {}
+    pool = corpus.absent_pool(rows)
+    asked = concepts_asked(rows, corpus.specs[rows.dataset], config)
+    chosen: dict[str, str] = {}
+    for kind, count in wanted.items():
+        left = [word for word in getattr(pool, kind) if word not in asked]
+        if len(left) < count:
+            raise ValueError(
+                f"evaluation.foreign.{kind}={count}: only {len(left)} words are {kind} to refuse in "
+                f"{rows.dataset}/{rows.item}"
+            )
+        for number in range(count):
+            key = f"{config.foreign.seed}:{rows.dataset}/{rows.item}:{kind}:{number}"
+            chosen[left.pop(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % len(left))] = kind
+    return chosen
+
+
+def check_foreign(corpus: Corpus, config: ForeignConfig) -> None:
+    """
+    Raises:
+        ValueError: a scene that does not fit its data set, or where fewer words can be refused than shall be asked.
+    """
+    if not (config.hard or config.easy):
+        return
+    table = shipped_scenes()
+    table.check(corpus.specs.values())
+    for name, spec in corpus.specs.items():
+        for scene in spec.scenes or (None,):
+            for kind, words in zip(FOREIGN, table.unseen(scene, spec.modality), strict=True):
+                if len(words) < getattr(config, kind):
+                    named = f"{scene} ({name})" if scene else name
+                    raise ValueError(
+                        f"evaluation.foreign.{kind}={getattr(config, kind)}: only {len(words)} words are {kind} to "
+                        f"refuse in a picture of {named}: name what it shows in configs/dataset/{name}.yaml (scene: "
+                        f"one of {', '.join(table.scenes)}), or set evaluation.foreign.{kind}=0"
+                    )
+
+
+def wordings(corpus: Corpus, rows: ImageRows, config: EvaluationConfig) -> dict[str, str]:
+    """Phrase -> the concept in the image that it asks for: the evaluation's own words, and all of the vocabulary.
+
+    A concept that the vocabulary does not hold has none.
+    """
+    if not config.synonyms:
+        return {}
+    vocabulary = shipped_scenes().vocabulary
+    found: dict[str, str] = {}
+    for concept, united in concepts_asked(rows, corpus.specs[rows.dataset], config).items():
+        known = vocabulary.find(concept)
+        if known and holds_any(rows, {concept: united}):
+            words = (corpus.prompt(rows.dataset, concept), known.name, *known.synonyms)
+            found |= dict.fromkeys(words, concept)
+    return found

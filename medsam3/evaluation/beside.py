@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.checks import differing_keys
-from medsam3.evaluation.results import FILES, Results, read_results
+from medsam3.evaluation.results import FILES, Results, Rows, read_results
 from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
 from medsam3.evaluation.statistics import MeanInterval, average_interval
 from medsam3.files import file_hash
 from medsam3.messages import listed
 
 OTHERS = ("part", "prompt", "score", "presence", "ceiling", "truth_px", "prediction_px")
+SWAPPED = ("swapped", "swapped_truths", "swapped_absent")
 Key = tuple[str, str, str, str]
 
 
@@ -33,7 +34,8 @@ class Side:
     """One evaluation: its rows as the evaluator made them."""
 
     results: Results
-    cases: list[QueryResult]
+    cases: list[QueryResult]  # of the data sets' own concepts
+    foreign: list[QueryResult]  # of evaluation.foreign
     hashes: dict[str, str]  # file -> SHA-256
 
     @property
@@ -126,9 +128,10 @@ def read_side(folder: Path) -> Side:
                 concept=concept,
                 group=rows.groups[i],
                 rule=rule,
-                present=bool(rows.present[i]),
+                kind=rows.kinds[i],
                 values={name: float(values[i]) for name, values in rows.values.items()},
                 **{name: rows.others[name][i] for name in OTHERS},
+                **_swapped(rows, i),
             )
             for rule, found in results.rows.items()
             for dataset, rows in found.items()
@@ -139,7 +142,13 @@ def read_side(folder: Path) -> Side:
         raise ValueError(f"{folder}/results.csv: no column {error.args[0]}; evaluate it again") from error
     except IndexError as error:
         raise ValueError(f"{folder}/results.csv: no result in it") from error
-    return Side(results, cases, {name: file_hash(results.folder / name) for name in FILES})
+    own, foreign = ([case for case in cases if case.foreign is wanted] for wanted in (False, True))
+    return Side(results, own, foreign, {name: file_hash(results.folder / name) for name in FILES})
+
+
+def _swapped(rows: Rows, i: int) -> dict[str, Any]:
+    values = {name: rows.others[name][i] for name in SWAPPED}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def read_pair(folder: Path, baseline: Path | None = None) -> Pair:

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.checks import differing_keys
+from medsam3.evaluation.asking import MARKED, PRESENT
 from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.results import Results
 from medsam3.evaluation.statistics import PairedComparison, compare_paired, holm
 from medsam3.messages import listed, one_of
 
-COMPARED = ("checkpoint", "weights_sha256", "own_image_size", "code", "versions")  # may differ, and are named
+# may differ, and are named; answers to other words change nothing in the rows that are compared
+COMPARED = ("checkpoint", "weights_sha256", "own_image_size", "code", "versions", "foreign", "synonyms")
 MASKS = "masks"  # `prompt` and mask rule of masks that came as files: no model was asked
 Key = tuple[str, str, str]  # item, concept, group
 MODELS_OWN = ("image_size", "precision", "prediction", "prompt", "box_noise", "prompts", "seed")  # no matter for files
@@ -80,7 +82,7 @@ def question_differences(first: Results, second: Results, allow: Collection[str]
     questions = [dict(results.question) for results in (first, second)]
     for question in questions:  # the rules come from one forward pass; a question holds none of the others
         question["prediction"] = {k: v for k, v in (question.get("prediction") or {}).items() if k != "rules"}
-    free = {*COMPARED, *allow}
+    free = {*COMPARED, *allow, *(f"rows.{name}.foreign_sha256" for name in questions[0]["rows"])}
     if any(question.get("prompt") == MASKS for question in questions):
         free |= {*MODELS_OWN, *(f"rows.{name}.prompts" for question in questions for name in question["rows"])}
     lines = differing_keys(questions[0], questions[1])
@@ -178,7 +180,8 @@ def _table(contestant: Contestant, dataset: str, rule: str, metric: str, setting
         own = run.rows.get(rule, run.rows.get(MASKS, {})).get(dataset)
         if own is None or metric not in own.values:
             raise ValueError(f"{run.folder}/results.csv: no {metric} of {dataset} by {rule}; evaluate it again")
-        order = [i for i in sorted(range(len(own.keys)), key=own.keys.__getitem__) if settings.absent or own.present[i]]
+        kinds = (PRESENT, MARKED) if settings.absent else (PRESENT,)
+        order = [i for i in sorted(range(len(own.keys)), key=own.keys.__getitem__) if own.kinds[i] in kinds]
         found = [(*own.keys[i], own.groups[i]) for i in order]
         if columns:
             _check_same(contestant.runs[0], run, dataset, keys, found)

@@ -7,7 +7,7 @@ so that the result does not depend on their number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers, Boxes
-from medsam3.evaluation.asking import concepts_asked, holds_any
+from medsam3.evaluation.asking import MARKED, PRESENT, concepts_asked, foreign_words, holds_any, wordings
 from medsam3.evaluation.findings import Evaluation, Finding, Journal, merge
 from medsam3.evaluation.mask_files import MaskWriter
-from medsam3.evaluation.metrics import METRICS, Comparison, dice, measure
+from medsam3.evaluation.metrics import METRICS, Comparison, measure
 from medsam3.evaluation.pictures import overlay
 from medsam3.evaluation.scores import QueryResult
+from medsam3.evaluation.swapped import Swapped, swapped_dice
 from medsam3.layouts.instances import Instances, Mask
 from medsam3.prediction.image import Prediction
 
@@ -125,10 +126,13 @@ def run_evaluation(
     findings: list[Finding] = []
     overlays: dict[str, Image.Image] = {}
     for rows, image, truth in tqdm(loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2):
-        predictions = answers(rows, image, {concept: own.boxes for concept, own in truth.items()})
+        foreign, phrases = foreign_words(corpus, rows, config), wordings(corpus, rows, config)
+        boxes = {concept: own.boxes for concept, own in truth.items()}
+        found = answers(rows, image, boxes, [*foreign, *phrases])
+        predictions, others = found[: len(truth)], found[len(truth) :]
         if writer:
             writer.write(rows, predictions)
-        findings.append(_finding(corpus, rows, predictions, truth, config.metrics))
+        findings.append(_finding(corpus, rows, predictions, truth, others, foreign, phrases, config.metrics))
         if journal:
             journal.add(findings[-1])
         if (rows.dataset, rows.item) in pictured:
@@ -153,40 +157,72 @@ def _evenly(images: list[ImageRows], count: int | None) -> list[ImageRows]:
 def _finding(
     corpus: Corpus,
     rows: ImageRows,
-    predictions: Iterable[Prediction],
+    predictions: Sequence[Prediction],
     truths: Mapping[str, Truth],
+    others: Sequence[Prediction],
+    foreign: Mapping[str, str],
+    phrases: Mapping[str, str],
     metrics: Sequence[str],
 ) -> Finding:
-    results, cross_dice = [], []
-    there = [concept for concept, truth in truths.items() if truth.mask.any()]
-    few = len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS
+    """
+    Args:
+        predictions: of the concepts.
+        others: of the words in `foreign` (-> kind) and then of those in `phrases` (-> concept).
+    """
+    results: list[QueryResult] = []
     for prediction in predictions:
-        truth = truths[prediction.concept]
-        for rule, answer in prediction.answers.items():
-            masks = Comparison(answer.mask, truth.mask, truth.spacing)
-            result = QueryResult(
-                dataset=rows.dataset,
-                item=rows.item,
-                group=rows.group,
-                part=rows.part,
-                concept=prediction.concept,
-                prompt=corpus.prompt(rows.dataset, prediction.concept),
-                rule=rule,
-                present=masks.truth_px > 0,
-                score=answer.score,
-                presence=prediction.presence,
-                values=measure(masks, metrics),
-                ceiling=truth.ceiling,
-                truth_px=masks.truth_px,
-                prediction_px=masks.prediction_px,
-            )
-            results.append(result)
-        if few and prediction.concept in there:
-            cross_dice += [
-                (prediction.concept, other, dice(Comparison(prediction.answer.mask, truths[other].mask)))
-                for other in there
-            ]
-    return Finding(dataset=rows.dataset, item=rows.item, results=results, cross_dice=cross_dice)
+        concept, truth = prediction.concept, truths[prediction.concept]
+        kind = PRESENT if truth.mask.any() else MARKED
+        results += _results(rows, concept, corpus.prompt(rows.dataset, concept), kind, prediction, truth, metrics)
+    there = {p.concept: p.answer.mask for p in predictions if truths[p.concept].mask.any()}
+    absent = [p.answer.mask for p in (*predictions, *others[: len(foreign)]) if p.concept not in there]
+    cross_dice: list[tuple[str, str, float]] = []
+    if len(there) > 1 or (there and absent):
+        swapped, matrix = swapped_dice(there, {concept: truths[concept].mask for concept in there}, absent)
+        results = [_with_swapped(result, swapped, predictions[0]) for result in results]
+        if len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS:
+            cross_dice = [(one, two, float(matrix[i, j])) for i, one in enumerate(there) for j, two in enumerate(there)]
+    reworded: list[QueryResult] = []
+    for (phrase, concept), prediction in zip(phrases.items(), others[len(foreign) :], strict=True):
+        reworded += _results(rows, concept, phrase, PRESENT, prediction, truths[concept], metrics)
+    nothing = Truth.of(Instances.separate([], next(iter(truths.values())).mask.shape), None)
+    for (word, kind), prediction in zip(foreign.items(), others[: len(foreign)], strict=True):
+        results += _results(rows, word, word, kind, prediction, nothing, metrics)
+    return Finding(dataset=rows.dataset, item=rows.item, results=results, cross_dice=cross_dice, reworded=reworded)
+
+
+def _results(
+    rows: ImageRows, concept: str, prompt: str, kind: str, prediction: Prediction, truth: Truth, metrics: Sequence[str]
+) -> list[QueryResult]:
+    """One by each rule."""
+    results = []
+    for rule, answer in prediction.answers.items():
+        masks = Comparison(answer.mask, truth.mask, truth.spacing)
+        result = QueryResult(
+            dataset=rows.dataset,
+            item=rows.item,
+            group=rows.group,
+            part=rows.part,
+            concept=concept,
+            prompt=prompt,
+            rule=rule,
+            kind=kind,
+            score=answer.score,
+            presence=prediction.presence,
+            values=measure(masks, metrics),
+            ceiling=truth.ceiling,
+            truth_px=masks.truth_px,
+            prediction_px=masks.prediction_px,
+        )
+        results.append(result)
+    return results
+
+
+def _with_swapped(result: QueryResult, swapped: Mapping[str, Swapped], first: Prediction) -> QueryResult:
+    if result.concept not in swapped or result.rule != next(iter(first.answers)):
+        return result
+    found = swapped[result.concept]
+    return replace(result, swapped=found.answers, swapped_truths=found.truths, swapped_absent=found.absent)
 
 
 def _pictures(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Finding:
     item: str
     results: list[QueryResult]
     cross_dice: list[tuple[str, str, float]]  # prompt, truth, Dice by the first rule; both are in the image
+    reworded: list[QueryResult]  # of what is there, asked for in all the words of evaluation.synonyms
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Evaluation:
     scores: dict[str, dict[str, Score]]  # rule -> data set; the first rule is the one that chooses a model
     prompt_dice: dict[str, dict[tuple[str, str], float]]  # data set -> (prompt, truth) -> mean Dice
     overlays: dict[str, Image.Image]  # file name -> picture
+    reworded: list[QueryResult] = field(default_factory=list)  # see Finding; they are in no other number
 
     @property
     def rule(self) -> str:
@@ -51,6 +53,7 @@ def merge(findings: Iterable[Finding], overlays: dict[str, Image.Image], dataset
     order = {name: i for i, name in enumerate(datasets)}
     found = sorted(findings, key=lambda finding: (order[finding.dataset], finding.item))
     results = [result for finding in found for result in finding.results]
+    reworded = [result for finding in found for result in finding.reworded]
     cells: dict[str, dict[tuple[str, str], list[float]]] = {}
     for finding in found:
         for prompt, truth, value in finding.cross_dice:
@@ -60,7 +63,7 @@ def merge(findings: Iterable[Finding], overlays: dict[str, Image.Image], dataset
         for name, matrix in cells.items()
         if len(matrix) > 1
     }
-    return Evaluation(results, summarise(results), matrices, dict(sorted(overlays.items())))
+    return Evaluation(results, summarise(results), matrices, dict(sorted(overlays.items())), reworded)
 
 
 class Journal:
@@ -118,6 +121,7 @@ class Journal:
 
 def _from_json(line: str) -> Finding:
     content = json.loads(line)
-    content["results"] = [QueryResult(**result) for result in content["results"]]
+    for name in ("results", "reworded"):
+        content[name] = [QueryResult(**result) for result in content[name]]
     content["cross_dice"] = [tuple(cell) for cell in content["cross_dice"]]
     return Finding(**content)

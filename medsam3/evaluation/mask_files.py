@@ -139,8 +139,11 @@ class MaskFiles:
         if problems:
             raise ValueError(f"predictions={folder}:\n  " + "\n  ".join(problems))
 
-    def __call__(self, rows: ImageRows, image: NDArray[np.uint8], boxes: Mapping[str, Boxes]) -> list[Prediction]:
+    def __call__(
+        self, rows: ImageRows, image: NDArray[np.uint8], boxes: Mapping[str, Boxes], words: Sequence[str] = ()
+    ) -> list[Prediction]:
         """See `Answers`. Raises a ValueError for a file of another size, or with values that nothing explains."""
+        assert not words
         folder, size = self.folders[rows.dataset], image.shape[:2]
         found = []
         maps: dict[Path, NDArray[Any]] = {}

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsam3 import distributed
-from medsam3.config import EvaluateConfig
+from medsam3.config import EvaluateConfig, ForeignConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import split_file
+from medsam3.evaluation.asking import check_foreign
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.extremes import EXTREMES, extreme_images
 from medsam3.evaluation.findings import Evaluation, Journal
@@ -34,6 +35,7 @@ from medsam3.registry.spec import load_specs
 from medsam3.versions import code_version, package_versions
 
 MASK_FOLDER = "masks"
+SYNONYMS = "synonyms.csv"
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -51,6 +53,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         baseline = read_baseline(Path(config.baseline)) if config.baseline else None
         names, missing = _prepared(config)
         corpus = open_corpus(config.data, names)
+        check_foreign(corpus, config.evaluation.foreign)
         parts = _parts(config, corpus)
         asked = asked_images(corpus, parts, config.evaluation)
         source = open_source(config, corpus, parts, asked, device)
@@ -73,7 +76,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             writer = MaskWriter(folder / MASK_FOLDER, corpus, parts, config.prediction.resolve_overlaps)
         evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer)
         if config.evaluation.overlays:  # once more, for their pictures: nobody knew before which they would be
-            pictured = replace(config.evaluation, overlays=len(EXTREMES))
+            none = ForeignConfig(hard=0, easy=0, seed=0)
+            pictured = replace(config.evaluation, overlays=len(EXTREMES), foreign=none, synonyms=False)
             extremes = extreme_images(evaluation, asked)
             evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured).overlays
         if distributed.is_main():
@@ -105,6 +109,8 @@ def _question(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> 
         prompts=config.data.prompts,
         concepts=config.evaluation.concepts,
         ask=config.evaluation.ask,
+        foreign=config.evaluation.foreign,
+        synonyms=config.evaluation.synonyms,
         metrics=config.evaluation.metrics,
         seed=config.seed,
         training_rows_allowed=config.allow_training_rows,
@@ -115,8 +121,11 @@ def _question(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> 
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write results.csv, prompts.md and overlays/*.png; those of an earlier evaluation are removed."""
+    """Write results.csv, synonyms.csv, prompts.md and overlays/*.png; those of an earlier evaluation are removed."""
     write_text(folder / "results.csv", results_csv(evaluation.results))
+    (folder / SYNONYMS).unlink(missing_ok=True)
+    if evaluation.reworded:
+        write_text(folder / SYNONYMS, results_csv(evaluation.reworded))
     (folder / "prompts.md").unlink(missing_ok=True)
     if evaluation.prompt_dice:  # a data set of several concepts
         write_text(folder / "prompts.md", prompt_table(evaluation.prompt_dice))

@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medsam3.config import EvaluationConfig, PredictionConfig
+from medsam3.config import EvaluationConfig, ForeignConfig, PredictionConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows, excluded_items
-from medsam3.evaluation.asking import concepts_asked
+from medsam3.evaluation.asking import concepts_asked, foreign_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Rows:
     split_sha256: str
     images: int
     images_sha256: str  # over the ids and the concepts asked of each
+    foreign_sha256: str  # likewise of the words of evaluation.foreign
     not_asked: int  # further images of the part: without a concept to ask for, or beyond evaluation.images
     excluded: int  # items that were left out when the set was prepared
     prompts: dict[str, str]  # concept -> the words that asked for it
@@ -42,6 +43,8 @@ class Question:
     prompts: str  # canonical | paper
     concepts: str  # ours | paper
     ask: str  # present | all
+    foreign: ForeignConfig
+    synonyms: bool
     metrics: list[str]
     precision: str | None  # float32 | bfloat16
     seed: int
@@ -58,10 +61,15 @@ class Question:
 def rows_asked(
     corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Sequence[ImageRows]], config: EvaluationConfig
 ) -> dict[str, Rows]:
-    """The rows of a question: data set -> its part and the images asked."""
+    """The rows of a question: data set -> its part and the images asked.
+
+    Raises:
+        ValueError: see `foreign_words`.
+    """
     asked = {}
     for name, part in parts.items():
         concepts = {rows.item: concepts_asked(rows, corpus.specs[name], config) for rows in images[name]}
+        foreign = [[rows.item, *sorted(foreign_words(corpus, rows, config))] for rows in images[name]]
         named = sorted({concept for found in concepts.values() for concept in found})
         asked[name] = Rows(
             part=part,
@@ -69,6 +77,7 @@ def rows_asked(
             split_sha256=corpus.split_hash(name),
             images=len(images[name]),
             images_sha256=_hash([[item, *sorted(found)] for item, found in concepts.items()]),
+            foreign_sha256=_hash(foreign),
             prompts={concept: corpus.prompt(name, concept) for concept in named},
             not_asked=len(corpus.images(name, part)) - len(images[name]),
             excluded=excluded_items(corpus.split_file(name)),

@@ -23,7 +23,7 @@ from medsam3.messages import listed, one_of
 
 FILES = ("results.json", "results.csv")
 Key = tuple[str, str]  # item, concept
-_TEXTS = ("dataset", "item", "group", "concept", "rule")
+_TEXTS = ("dataset", "item", "group", "concept", "rule", "kind")
 _ROUNDING = 2e-6  # results.csv has six digits
 
 
@@ -33,6 +33,7 @@ class Rows:
 
     keys: list[Key]
     groups: list[str]
+    kinds: list[str]  # see QueryResult
     present: NDArray[np.bool_]
     values: dict[str, NDArray[np.float64]]  # by metric
     others: dict[str, list[Any]]  # further columns
@@ -106,6 +107,7 @@ def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
         found.setdefault(rule, {})[dataset] = Rows(
             keys,
             groups,
+            [texts["kind"][i] for i in own],
             present[own],
             {name: value[own] for name, value in values.items()},
             {name: [column[i] for i in own] for name, column in others.items()},

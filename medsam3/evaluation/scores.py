@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medsam3.evaluation.asking import FOREIGN, PRESENT
 from medsam3.evaluation.statistics import MeanInterval, average_interval, mean_interval
 
 LEVEL, DRAWS, SEED = 0.95, 2000, 0  # of intervals
@@ -25,13 +26,26 @@ class QueryResult:
     concept: str
     prompt: str
     rule: str
-    present: bool  # is the concept in the image?
+    kind: str  # present; or absent: marked (by the data set), hard, easy (words of evaluation.foreign)
     score: float
     presence: float  # the model's, 0..1
     values: dict[str, float]  # by the names of METRICS
     ceiling: float  # Dice of the largest true instance alone: what a perfect instance model can reach by top1
     truth_px: int
     prediction_px: int
+    swapped: float | None = None  # see Swapped; of the first rule, where the concept is in the image
+    swapped_truths: float | None = None
+    swapped_absent: float | None = None
+
+    @property
+    def present(self) -> bool:
+        """Is the concept in the image?"""
+        return self.kind == PRESENT
+
+    @property
+    def foreign(self) -> bool:
+        """Is it a word that the data set does not know? It has a part in no mean but those of refusals."""
+        return self.kind in FOREIGN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +63,12 @@ class Score:
 
 
 def summarise(results: Iterable[QueryResult]) -> dict[str, dict[str, Score]]:
-    """Rule -> data set -> score, in the order of first appearance. A data set without any concept there has none."""
+    """Rule -> data set -> score, in the order of first appearance. A data set without any concept there has none.
+
+    Of the concepts of the data sets alone: no foreign word takes part.
+    """
     cells: dict[str, dict[str, list[QueryResult]]] = {}
-    for result in results:
+    for result in (result for result in results if not result.foreign):
         cells.setdefault(result.rule, {}).setdefault(result.dataset, []).append(result)
     return {
         rule: {name: _score(rows) for name, rows in by_dataset.items() if any(row.present for row in rows)}

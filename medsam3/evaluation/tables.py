@@ -65,12 +65,14 @@ class Baseline:
         return lines
 
 
-BEFORE_METRICS = ("dataset", "item", "group", "part", "concept", "prompt", "rule", "present", "score", "presence")
-AFTER_METRICS = ("ceiling", "truth_px", "prediction_px")
+BEFORE_METRICS = (
+    "dataset", "item", "group", "part", "concept", "prompt", "rule", "present", "kind", "score", "presence",
+)  # fmt: skip
+AFTER_METRICS = ("ceiling", "truth_px", "prediction_px", "swapped", "swapped_truths", "swapped_absent")
 
 
 def results_csv(results: Sequence[QueryResult]) -> str:
-    """One row per query and mask rule; numbers that are not whole with six digits, `present` as 0 or 1."""
+    """One row per query and mask rule; numbers that are not whole with six digits, `present` as 0 or 1, None empty."""
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     columns = (*BEFORE_METRICS, *(results[0].values if results else ()), *AFTER_METRICS)

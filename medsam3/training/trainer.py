@@ -24,6 +24,7 @@ from medsam3.data.batch import Batch
 from medsam3.data.corpus import open_corpus
 from medsam3.data.prompts import KINDS
 from medsam3.evaluation.answers import ModelAnswers
+from medsam3.evaluation.asking import check_foreign
 from medsam3.evaluation.evaluator import Evaluation, asked_images, run_evaluation
 from medsam3.evaluation.metrics import METRICS, check_metrics
 from medsam3.evaluation.scores import mean_score
@@ -55,6 +56,7 @@ def train(config: TrainConfig) -> float:
             check_metrics(config.evaluation.metrics)
             corpus = open_corpus(config.data, config.datasets)
             corpus.require(("train", "val"))
+            check_foreign(corpus, config.evaluation.foreign)
             run = set_up(config, corpus, device)
             try:
                 with run.stop.listening():

@@ -34,7 +34,7 @@ def write_results(
         present: a 0 or 1 for each row, over all data sets; empty: all 1.
     """
     folder.mkdir(parents=True)
-    names = ("dataset", "item", "group", "part", "concept", "rule", "present", "dice", "iou")
+    names = ("dataset", "item", "group", "part", "concept", "rule", "present", "kind", "dice", "iou")
     asked = {name: {"images_sha256": "1", "prompts": {}} for name in datasets}
     content: dict[str, Any] = {
         "question": QUESTION | {"weights_sha256": weights, "rows": asked} | question,
@@ -50,7 +50,9 @@ def write_results(
                 there = present[number] if present else 1
                 number += 1
                 for rule in rules:
-                    writer.writerow([name, item, group, "val", concept, rule, there, f"{dice:.6f}", f"{dice / 2:.6f}"])
+                    kind = "present" if there else "marked"
+                    numbers = f"{dice:.6f}", f"{dice / 2:.6f}"
+                    writer.writerow([name, item, group, "val", concept, rule, there, kind, *numbers])
                 kept += [dice] if there else []
             for rule in rules:
                 mean = float(np.mean([value for value in kept if np.isfinite(value)]))

@@ -8,15 +8,16 @@ import json
 
 import pytest
 
-from medsam3.config import EvaluationConfig, PrepareConfig
+from medsam3.config import EvaluationConfig, ForeignConfig, PrepareConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.evaluator import asked_images
 from medsam3.evaluation.honesty import TrainingRecord, chosen_on, refuse_training_rows, training_images, training_record
 from medsam3.preparation.prepare import prepare
 
 ALL = EvaluationConfig(
-    metrics=["dice", "iou"], concepts="ours", ask="present", images=None, overlays=0, save_masks=False, workers=0
-)
+    metrics=["dice", "iou"], concepts="ours", ask="present", foreign=ForeignConfig(hard=0, easy=0, seed=0),
+    synonyms=False, images=None, overlays=0, save_masks=False, workers=0,
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def case(item: str, dice: float, concept: str = "optic cup", **changes: Any) -> 
     values = {"dice": dice, "iou": dice / 2}
     found: dict[str, Any] = {
         "dataset": "papila", "item": item, "group": item, "part": "test", "concept": concept, "prompt": concept,
-        "rule": "union", "present": True, "score": 0.75, "presence": 0.75, "values": values, "ceiling": 1.0,
+        "rule": "union", "kind": "present", "score": 0.75, "presence": 0.75, "values": values, "ceiling": 1.0,
         "truth_px": 100, "prediction_px": 90,
     }  # fmt: skip
     return QueryResult(**found | changes)
@@ -122,8 +122,8 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
 def test_what_is_not_there_is_counted_apart(tmp_path):
     present = [case(str(i), 0.6, score=score) for i, score in enumerate((0.9, 0.8, 0.3))]
     absent = [
-        case("4", 0.0, present=False, truth_px=0, prediction_px=5, score=0.7),
-        case("5", 1.0, present=False, truth_px=0, prediction_px=0, score=0.1),
+        case("4", 0.0, kind="marked", truth_px=0, prediction_px=5, score=0.7),
+        case("5", 1.0, kind="marked", truth_px=0, prediction_px=0, score=0.1),
     ]
     found = read(write(tmp_path, [*present, *absent]))
     # a present one scores higher in 5 of 6 pairs; MCC of 2 hits, 1 miss, 1 alarm, 1 silence: (2 - 1) / sqrt(3 3 2 2)
@@ -134,7 +134,7 @@ def test_what_is_not_there_is_counted_apart(tmp_path):
 
 
 def test_masks_without_scores_are_counted_all_the_same(tmp_path):
-    cases = [case("1", 0.5, score=math.nan), case("2", 0.0, present=False, truth_px=0, score=math.nan)]
+    cases = [case("1", 0.5, score=math.nan), case("2", 0.0, kind="marked", truth_px=0, score=math.nan)]
     found = read(write(tmp_path, cases, prompt="masks"))
     row = next(row for row in found.rows if row[:3] == ["papila", "union", "1"] and len(row) == 8)
     assert row[3:] == ["1", "100.0", "–", "–", "–"]
@@ -188,7 +188,7 @@ def test_ten_thousand_rows_stay_small_and_of_too_many_the_worst_are_kept(tmp_pat
 @pytest.mark.parametrize("cases", [
     [case("1", 0.5)],
     [case("1", math.nan, score=math.nan)],
-    [case("1", 1.0, present=False, truth_px=0, prediction_px=0)],
+    [case("1", 1.0, kind="marked", truth_px=0, prediction_px=0)],
     [case("1", 0.0, score=0.0, truth_px=1, prediction_px=0)],
 ], ids=["one", "no value", "nothing there", "nothing found"])  # fmt: skip
 def test_the_smallest_results_have_a_report(cases, tmp_path):

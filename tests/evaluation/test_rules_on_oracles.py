@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsam3.config import DataConfig, EvaluationConfig, PredictionConfig
+from medsam3.config import DataConfig, EvaluationConfig, ForeignConfig, PredictionConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import TruthImages, asked_images, run_evaluation
@@ -33,8 +33,9 @@ CONFIG = PredictionConfig(
     queries_per_pass=2,
 )
 ALL = EvaluationConfig(
-    metrics=["dice", "iou"], concepts="ours", ask="all", images=None, overlays=0, save_masks=False, workers=0
-)
+    metrics=["dice", "iou"], concepts="ours", ask="all", foreign=ForeignConfig(hard=0, easy=0, seed=0), synonyms=False,
+    images=None, overlays=0, save_masks=False, workers=0,
+)  # fmt: skip
 
 
 class OracleDetector(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam3.config import PredictionConfig
+from medsam3.config import ForeignConfig, PredictionConfig
 from medsam3.evaluation import metrics
 from medsam3.evaluation.metrics import METRICS, Metric
 from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
@@ -37,7 +37,7 @@ def _result(
         concept=concept,
         prompt=concept,
         rule=rule,
-        present=truth_px > 0,
+        kind="present" if truth_px else "marked",
         score=0.5,
         presence=0.75,
         values={"dice": dice, "iou": iou},
@@ -77,6 +77,7 @@ ROWS = Rows(
     split_sha256="aa",
     images=2,
     images_sha256="bb",
+    foreign_sha256="dd",
     not_asked=0,
     excluded=0,
     prompts={"optic cup": "optic cup"},
@@ -99,6 +100,8 @@ QUESTION = Question(
     prompts="canonical",
     concepts="ours",
     ask="present",
+    foreign=ForeignConfig(hard=0, easy=0, seed=0),
+    synonyms=False,
     metrics=["dice", "iou"],
     precision="float32",
     seed=42,
@@ -147,7 +150,7 @@ def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
     monkeypatch.setitem(METRICS, "pixels", Metric("Size", lambda masks: float(masks.truth_px), is_fraction=False))
     masks = metrics.Comparison(np.ones((2, 2), bool), np.ones((2, 2), bool))
     row = QueryResult(**vars(RESULTS[0]) | {"values": metrics.measure(masks, ["dice", "iou", "pixels"])})
-    assert results_csv([row]).splitlines()[1].endswith("1.000000,1.000000,4.000000,0.800000,10,12")
+    assert results_csv([row]).splitlines()[1].endswith("1.000000,1.000000,4.000000,0.800000,10,12,,,")
     table = score_table(summarise([row])["top1"], {}).splitlines()
     assert table[0] == "| Dataset | Dice (%) | IoU (%) | Size | queries | images |" and "| 4.0 | 1 | 1 |" in table[2]
 
@@ -239,11 +242,13 @@ def test_a_baseline_by_another_rule_is_refused(tmp_path):
 def test_results_csv_has_one_row_per_query_and_rule():
     lines = results_csv([*RESULTS, _result("drive", "21", "optic cup", 0.0, 0.0, "union", 0, 3)]).splitlines()
     assert lines[0] == (
-        "dataset,item,group,part,concept,prompt,rule,present,score,presence,dice,iou,ceiling,truth_px,prediction_px"
+        "dataset,item,group,part,concept,prompt,rule,present,kind,score,presence,dice,iou,ceiling,truth_px,prediction_px,"
+        "swapped,swapped_truths,swapped_absent"
     )
     vessel = "retinal blood vessel"
-    assert lines[1] == f"drive,21,p1,val,{vessel},{vessel},top1,1,0.500000,0.750000,0.500000,0.400000,0.800000,10,12"
-    assert lines[5].startswith("drive,21,p1,val,optic cup,optic cup,union,0,") and len(lines) == 6
+    numbers = "0.500000,0.750000,0.500000,0.400000,0.800000,10,12,,,"
+    assert lines[1] == f"drive,21,p1,val,{vessel},{vessel},top1,1,present,{numbers}"
+    assert lines[5].startswith("drive,21,p1,val,optic cup,optic cup,union,0,marked,") and len(lines) == 6
 
 
 def test_a_distance_that_is_infinite_is_left_out_of_its_mean_and_counted():
