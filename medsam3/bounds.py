@@ -27,6 +27,7 @@ SEED = Range("from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 SIDE_PX = Range("a multiple of 14, 28 or more, for example 224 or 1008", lambda px: px >= 28 and px % 14 == 0)
 NNUNET_ID = Range("from 1 to 999", lambda value: 1 <= value <= 999)
 PERCENT = Range("from 0 to 100", lambda value: 0 <= value <= 100)
+PORT = Range("from 1 to 65535", lambda value: 1 <= value <= 65535)
 BITS = Range("from 0 to 256", lambda value: 0 <= value <= 256)
 
 # The first pattern that fits a key counts; keys as on the command line.
@@ -81,6 +82,10 @@ RANGES: dict[str, Range] = {
     "scan.window": ANY,
     "scan.modality_windows.*": ANY,
     "scan.modality_windows": ANY,
+    "port": PORT,
+    "upload_mb": POSITIVE,
+    "keep_minutes": POSITIVE,
+    "pictures_per_pass": POSITIVE,
     "max_distance": BITS,
     "export_id": NNUNET_ID,
     "attempts": POSITIVE,

@@ -336,6 +336,21 @@ class PredictConfig(RunConfig):
 
 
 @dataclass
+class DemoConfig(RunConfig):
+    checkpoint: str = MISSING
+    image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
+    bf16: bool = MISSING
+    port: int = MISSING
+    upload_mb: float = MISSING  # the largest file that is taken
+    keep_minutes: float = MISSING  # without a new upload, before a visitor's files and masks are deleted
+    pictures_per_pass: int = MISSING  # slices of a volume that the vision encoder sees together
+    orientation: str = MISSING  # see PredictConfig
+    scan: ScanConfig = field(default_factory=ScanConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+
+
+@dataclass
 class PrepareConfig(RunConfig):
     datasets: Any = MISSING  # a name or a use (train | internal | external: the paper's sets), or a list of them
     skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
@@ -375,6 +390,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="report_schema", node=ReportConfig)
     store.store(name="predict_schema", node=PredictConfig)
+    store.store(name="demo_schema", node=DemoConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="audit_schema", node=AuditConfig)
     store.store(name="get_data_schema", node=GetDataConfig)

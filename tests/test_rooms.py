@@ -24,6 +24,7 @@ BEFORE |= {
     "checks": ("bounds", "config", "messages"),
     "command_line": ("checks", "config", "distributed", "folders", "messages"),
     "checkpoints": (*GROUND, "registry"),
+    "demo": (*GROUND, *DATA[:3], *NETWORK[:3]),
 }
 MODULES = sorted(path for path in (ROOT / "medsam3").rglob("*.py") if path.name != "__init__.py")
 

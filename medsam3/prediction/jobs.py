@@ -62,12 +62,12 @@ def find_work(config: PredictConfig) -> Work:
             results would have the same place, or take the place of something else.
     """
     jobs = [job for entry in _listed(config.input, "input") for job in _jobs(entry)]
-    own = _prompts(config.prompts, "prompts") if config.prompts is not None else ()
+    own = prompts_of(config.prompts, "prompts") if config.prompts is not None else ()
     outputs = {Path(job.output or config.output_dir) for job in jobs}
     pictures: dict[Path, Picture] = {}
     left_out: Counter[str] = Counter()
     for job in jobs:
-        prompts = _prompts(job.prompts, f"{job.input}: prompts") if job.prompts else own
+        prompts = prompts_of(job.prompts, f"{job.input}: prompts") if job.prompts else own
         if not prompts:
             raise ValueError(f"input={job.input}: what to look for is missing; set prompts='[polyp, liver]'")
         output = Path(job.output or config.output_dir)
@@ -92,7 +92,7 @@ def _listed(value: Any, key: str) -> list[str]:
     return values
 
 
-def _prompts(value: Any, key: str) -> tuple[str, ...]:
+def prompts_of(value: Any, key: str) -> tuple[str, ...]:
     prompts = tuple(" ".join(text.split()) for text in _listed(value, key))
     twice = [text for text, count in Counter(text.casefold() for text in prompts).items() if count > 1]
     if twice:

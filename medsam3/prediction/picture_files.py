@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from medsam3.config import PredictConfig
+from medsam3.config import DemoConfig, PredictConfig
 from medsam3.layouts.pixels import UNREADABLE, WIDE_MODES, Range, read_image, unreadable
 
 TURNS = {  # EXIF orientation -> what a viewer does
@@ -33,7 +33,7 @@ class Shown:
     notes: tuple[str, ...]
 
 
-def read_picture(path: Path, config: PredictConfig) -> Shown:
+def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
     """A picture by the options `orientation`, `scan.window` and `scan.percentiles`.
 
     Raises:

@@ -1,0 +1,65 @@
+"""The masks of a study at a threshold as one archive, in the formats that the command writes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam3.demo.study import RULE, Study
+from medsam3.files import write_text
+from medsam3.prediction.image import Answer, Prediction
+from medsam3.prediction.jobs import Picture
+from medsam3.prediction.outputs import PictureResult, file_name, json_text, write_masks, write_overlay
+from medsam3.prediction.scan import Scan
+from medsam3.prediction.volume_outputs import write_scan_results
+
+
+def archive(study: Study, threshold: float, place: Path, model: str, weights: str) -> Path:
+    """masks_<name>.zip in the folder `place`, instead of what is there: prediction.json and, of a picture, a PNG per
+    prompt and an overlay; of a volume, one per prompt with its format and geometry; of DICOM, a segmentation.
+
+    Args:
+        model: what is said of the checkpoint.
+        weights: hash of its weights.
+
+    Raises:
+        ValueError: the model was not asked yet.
+    """
+    if not study.layers:
+        raise ValueError("there are no masks yet: segment first")
+    prompts = list(study.layers)
+    masks = {prompt: [layer.mask(threshold) for layer in layers] for prompt, layers in study.layers.items()}
+    said: list[dict[str, Any]] = [
+        {
+            "prompt": prompt,
+            "found": any(mask.any() for mask in masks[prompt]),
+            "score": max(layer.score for layer in layers),
+            "presence": max(layer.presence for layer in layers),
+            "slice_scores": [round(layer.score, 6) for layer in layers],
+        }
+        for prompt, layers in study.layers.items()
+    ]
+    shutil.rmtree(place)
+    folder = place / "files"
+    folder.mkdir(parents=True)
+    if isinstance(study.source, Scan):
+        write_scan_results(folder, study.source, np.asarray(list(masks.values())), prompts, ["masks"], weights)
+    else:
+        predictions = [
+            Prediction(entry["prompt"], entry["presence"], {RULE: Answer(entry["score"], masks[entry["prompt"]][0])})
+            for entry in said
+        ]
+        picture = Picture(Path(study.name), tuple(prompts), folder, folder)
+        result = PictureResult(picture, study.source, predictions, apart=False)
+        write_masks(result, folder)
+        write_overlay(result, folder)
+    record = {"input": study.name, "threshold": threshold, "model": model, "weights_sha256": weights, "prompts": said}
+    write_text(folder / "prediction.json", json_text(record))
+    named = place / f"masks_{file_name(Path(study.name).stem)}"
+    try:
+        return Path(shutil.make_archive(str(named), "zip", folder))
+    finally:
+        shutil.rmtree(folder)
