@@ -82,7 +82,7 @@ def average_interval(
 
     As `mean_interval`, which is the case of one set: the sets' variances and third moments add up, the degrees of
     freedom are Welch and Satterthwaite's. The sets are taken as they are: the interval speaks of other patients, not of
-    other data sets. Simulated with 3 sets of 12, 25 and 60 patients of different spreads: 94.5 to 95.5 % covered.
+    other data sets. Simulated with 3 sets of 12, 25 and 60 patients of different spreads: 94 to 96 % covered.
 
     Args:
         sets: values [N] and groups [N] of each.
@@ -194,18 +194,17 @@ def _resamples(groups: int, draws: int, seed: Sequence[int]) -> Iterator[Floats]
 
 
 def _percentiles(sets: Sequence[tuple[Floats, Floats]], level: float) -> list[float]:
-    """The two fractions of the drawn means that bound the interval."""
+    """The two fractions of the drawn means that bound the interval; of sets without spread as of normal ones."""
+    offs = [sums / sizes - (sums / sizes).mean() for sums, sizes in sets]
+    spread = [float((off**2).mean()) for off in offs]
+    spread = spread if max(spread) > _ROUNDING**2 else [1.0] * len(sets)
     drawn, unbiased, freedom, third = 0.0, 0.0, 0.0, 0.0  # of the sum of the sets' means
-    for sums, sizes in sets:
+    for off, own, (_, sizes) in zip(offs, spread, sets, strict=True):
         effective = float(sizes.sum() ** 2 / (sizes**2).sum())
-        off = sums / sizes - (sums / sizes).mean()
-        variance = float((off**2).mean()) / effective
-        own = variance * effective / max(effective - 1, 1.0)
-        drawn, unbiased = drawn + variance, unbiased + own
-        freedom += own**2 / max(effective - 1, 1.0)
+        variance, less = own / effective, max(effective - 1, 1.0)
+        drawn, unbiased = drawn + variance, unbiased + variance * effective / less
+        freedom += (variance * effective / less) ** 2 / less
         third += float((off**3).mean() * (sizes**3).sum() / sizes.sum() ** 3)
-    if drawn <= _ROUNDING**2:  # without any spread the interval is a point
-        return [0.5, 0.5]
     wide = math.sqrt(unbiased / drawn) * float(special.stdtrit(unbiased**2 / freedom, (1 + level) / 2))
     # one giant group could push both ends to the same side; 0.2 is more than equal groups ever reach
     shift = float(np.clip(third / drawn**1.5 / 6, -0.2, 0.2))
