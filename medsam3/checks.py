@@ -24,7 +24,6 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "data.max_targets": ("keep", "drop", "crop"),
     "data.prompts": ("canonical", "paper"),
     "data.split.by": ("image", "group"),
-    "evaluation.concepts": ("ours", "paper"),
     "instances": ("united", "apart"),
     "orientation": ("shown", "stored"),
     "evaluation.ask": ("present", "all"),
@@ -68,6 +67,9 @@ def check(config: Any) -> None:
         if value is not _ABSENT:
             one_of(key, value, legal)
     check_numbers(config)
+    concepts = _lookup(config, "evaluation.concepts")
+    if concepts is not _ABSENT and concepts not in ("ours", "paper") and not (isinstance(concepts, list) and concepts):
+        raise ValueError(f"evaluation.concepts={concepts!r}: must be ours, paper, or a list of concepts")
     for key in ("datasets", "split"):
         value = _lookup(config, key)
         names = value if isinstance(value, list) else [value]

@@ -212,7 +212,7 @@ class EvaluationConfig:
     """What is asked and shown; the same in validation and in evaluate.py."""
 
     metrics: list[str] = MISSING  # names of evaluation/metrics.METRICS, dice among them
-    concepts: str = MISSING  # ours | paper (its task, where a data set has paper_concepts)
+    concepts: Any = MISSING  # ours | paper (its task, where a data set has paper_concepts) | [concept, ...]
     ask: str = MISSING  # present (paper: only what is in the image) | all (also what was looked for and is not there)
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
     synonyms: bool = MISSING  # ask for what is there in all the words of the vocabulary too

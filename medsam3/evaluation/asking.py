@@ -4,10 +4,12 @@ kind of picture cannot show; and what is there in other words."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 
 from medsam3.config import EvaluationConfig, ForeignConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
+from medsam3.messages import one_of
 from medsam3.registry.scenes import shipped_scenes, truly_absent
 from medsam3.registry.spec import DatasetSpec
 
@@ -26,12 +28,22 @@ def concepts_asked(rows: ImageRows, spec: DatasetSpec, config: EvaluationConfig)
     wanted: dict[str, tuple[str, ...]] = {concept: (concept,) for concept in spec.concept_names}
     if config.concepts == "paper" and spec.paper_concepts is not None:
         wanted = spec.paper_concepts
+    elif isinstance(config.concepts, list):
+        wanted = {concept: united for concept, united in wanted.items() if concept in config.concepts}
     asked = {}
     for concept, united in wanted.items():
         found = tuple(part for part in united if part in rows.present)
         if found or set(united) <= absent:
             asked[concept] = found or united
     return asked
+
+
+def check_concepts(specs: Iterable[DatasetSpec], config: EvaluationConfig) -> None:
+    """Raises a ValueError if evaluation.concepts names a concept that none of the data sets has."""
+    if isinstance(config.concepts, list):
+        known = {concept: None for spec in specs for concept in spec.concept_names}
+        for concept in config.concepts:
+            one_of("evaluation.concepts", concept, known)
 
 
 def holds_any(rows: ImageRows, asked: dict[str, tuple[str, ...]]) -> bool:
@@ -102,3 +114,13 @@ def wordings(corpus: Corpus, rows: ImageRows, config: EvaluationConfig) -> dict[
             words = (corpus.prompt(rows.dataset, concept), known.name, *known.synonyms)
             found |= dict.fromkeys(words, concept)
     return found
+
+
+def queries(
+    corpus: Corpus, images: Mapping[str, Iterable[ImageRows]], config: EvaluationConfig
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Data set -> image -> concepts to ask for."""
+    return {
+        name: {rows.item: tuple(concepts_asked(rows, corpus.specs[name], config)) for rows in found}
+        for name, found in images.items()
+    }

@@ -11,7 +11,7 @@ from medsam3 import distributed
 from medsam3.config import EvaluateConfig, ForeignConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import split_file
-from medsam3.evaluation.asking import check_foreign
+from medsam3.evaluation.asking import check_concepts, check_foreign, queries
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.extremes import EXTREMES, extreme_images
 from medsam3.evaluation.findings import Evaluation, Journal
@@ -54,6 +54,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         names, missing = _prepared(config)
         corpus = open_corpus(config.data, names)
         check_foreign(corpus, config.evaluation.foreign)
+        check_concepts(corpus.specs.values(), config.evaluation)
         parts = _parts(config, corpus)
         asked = asked_images(corpus, parts, config.evaluation)
         source = open_source(config, corpus, parts, asked, device)
@@ -75,6 +76,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.evaluation.save_masks:
             writer = MaskWriter(folder / MASK_FOLDER, corpus, parts, config.prediction.resolve_overlaps)
         evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer)
+        if writer and distributed.is_main():
+            for line in writer.join(queries(corpus, asked, config.evaluation)):
+                say(f"masks    {line}")
         if config.evaluation.overlays:  # once more, for their pictures: nobody knew before which they would be
             none = ForeignConfig(hard=0, easy=0, seed=0)
             pictured = replace(config.evaluation, overlays=len(EXTREMES), foreign=none, synonyms=False)

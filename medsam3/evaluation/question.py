@@ -41,7 +41,7 @@ class Question:
     prompt: str  # text | box | noisy_box | text_box (evaluation/answers.py), or masks: from files
     box_noise: str | None  # of noisy_box
     prompts: str  # canonical | paper
-    concepts: str  # ours | paper
+    concepts: str | list[str]  # ours | paper, or some of ours
     ask: str  # present | all
     foreign: ForeignConfig
     synonyms: bool

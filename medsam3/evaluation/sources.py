@@ -15,7 +15,7 @@ from medsam3.config import EvaluateConfig, PredictionConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers, BoxNoise, ModelAnswers
-from medsam3.evaluation.asking import concepts_asked
+from medsam3.evaluation.asking import queries
 from medsam3.evaluation.honesty import chosen_on, refuse_training_rows, training_record
 from medsam3.evaluation.mask_files import MASKS, MaskFiles
 from medsam3.files import file_hash
@@ -93,11 +93,7 @@ def _files(config: EvaluateConfig, corpus: Corpus, asked: Mapping[str, list[Imag
         raise ValueError(
             f"predictions={folder}: lies in output_dir={config.output_dir}, whose masks are removed: give another name="
         )
-    queries = {
-        name: {rows.item: tuple(concepts_asked(rows, corpus.specs[name], config.evaluation)) for rows in images}
-        for name, images in asked.items()
-    }
-    answers = MaskFiles(folder, corpus, queries)
+    answers = MaskFiles(folder, corpus, queries(corpus, asked, config.evaluation))
     digest = hashlib.sha256()
     for path in answers.files:
         digest.update(f"{path.relative_to(folder)} {file_hash(path)}\n".encode())

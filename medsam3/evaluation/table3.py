@@ -71,6 +71,8 @@ def question_differs(question: Question, name: str, spec: DatasetSpec) -> list[s
     rows, found = question.rows[name], []
     if spec.paper_concepts is not None and question.concepts != "paper":
         found.append(f"the paper asks for {' and '.join(spec.paper_concepts)} alone (evaluation.concepts=paper)")
+    elif isinstance(question.concepts, list) and set(spec.concept_names) - set(question.concepts):
+        found.append(f"of its concepts only {' and '.join(rows.prompts)}")
     if question.prediction.rules[0] != "top1":
         found.append(f"mask rule {question.prediction.rules[0]}, not top1")
     elif question.prediction.score_threshold:

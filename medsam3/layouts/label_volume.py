@@ -14,14 +14,13 @@ from medsam3.layouts.instances import Instances
 from medsam3.layouts.mask_coding import Key, MaskCoding, NamedPixels
 from medsam3.layouts.pairing import MaskFiles, MissingMask, Pair, annotated_concepts, check_missing_mask, pair_files
 from medsam3.layouts.pixels import grey_to_rgb
-from medsam3.layouts.reader import Item, Listing, Problem, Reader
-from medsam3.layouts.volume_cache import AXES, CachedSlices, Recipe, cached_slices, grid_distance, middle
+from medsam3.layouts.reader import Item, Listing, Problem, Reader, SliceOf
+from medsam3.layouts.volume_cache import AXES, FARTHEST, CachedSlices, Recipe, cached_slices, grid_distance, middle
 from medsam3.messages import one_of
 from medsam3.registry.spec import DatasetSpec
 
 ONE_SLICE = ("middle", "largest")
 LABEL_HEADER = ("check", "ignore")
-FARTHEST = 0.5  # edges of a voxel that the headers of an image and of its labels may put the same voxel apart
 AXIS_LETTER = {"sagittal": "x", "coronal": "y", "axial": "z", 0: "s", 1: "s", 2: "s"}
 
 
@@ -92,8 +91,15 @@ class LabelVolumeReader(Reader):
         return Listing(items, problems)
 
     def spacing_mm(self, item: Item) -> tuple[float, float] | None:
+        if self.options.label_header == "ignore":  # the headers of a set contradict each other: neither is believed
+            return None
         spacing = self._image_slices(item.image, item.masks.index).spacing_mm
         return None if spacing is None else spacing[1:]
+
+    def slice_of(self, item: Item) -> SliceOf:
+        index = item.masks.index
+        image = self._image_slices(item.image, index)
+        return SliceOf(self.root / item.image, self.options.axis, index, len(image.slices), image.affine)
 
     def image(self, item: Item) -> NDArray[np.uint8]:
         index = item.masks.index

@@ -38,6 +38,17 @@ class Item:
 
 
 @dataclass(frozen=True)
+class SliceOf:
+    """Which picture of a volume an item is, see volume_cache.cut."""
+
+    volume: Path
+    axis: str | int
+    index: int
+    count: int  # pictures of the volume
+    affine: NDArray[np.floating] | None  # of the pictures, see volume_cache.picture_affine; None: the file has none
+
+
+@dataclass(frozen=True)
 class Problem:
     """An item, or a file without one, that is left out."""
 
@@ -136,6 +147,10 @@ class Reader(ABC):
 
     def spacing_mm(self, item: Item) -> tuple[float, float] | None:
         """From row to row and from column to column of the image; None: its file does not say it."""
+        return None
+
+    def slice_of(self, item: Item) -> SliceOf | None:
+        """Of which volume an item is a slice; its id is then `<volume>/<slice>`. None: it is a picture of its own."""
         return None
 
     def unpack_jobs(self) -> list[Any]:

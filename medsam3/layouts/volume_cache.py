@@ -17,6 +17,7 @@ from medsam3.files import file_hash, new_file, write_text
 from medsam3.layouts.pixels import Range, to_8_bit
 from medsam3.layouts.volume_files import Volume, Voxels, load_volume
 
+FARTHEST = 0.5  # edges of a voxel that the headers of an image and of its labels may put the same voxel apart
 AXES: dict[str | int, int] = {"sagittal": 0, "coronal": 1, "axial": 2, 0: 0, 1: 1, 2: 2}
 
 

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from hydra import compose, initialize_config_dir
 
 from medsam3.checks import typed
 from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import EvaluateConfig, register_schemas
+from medsam3.config import EvaluateConfig, EvaluationConfig, register_schemas
 from medsam3.data.manifest import ImageRows
-from medsam3.evaluation.asking import concepts_asked
+from medsam3.evaluation.asking import check_concepts, concepts_asked
 from medsam3.registry.spec import load_specs
 
 
-def test_false_negatives_of_the_annotations_are_not_asked():
+def settings_of(*overrides: str) -> EvaluationConfig:
     register_schemas()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        given = typed(compose("evaluate", ["checkpoint=tiny", "split=internal"]), EvaluateConfig).evaluation
-    settings = dataclasses.replace(given, ask="all", concepts="ours")
+        return typed(compose("evaluate", ["checkpoint=tiny", "split=internal", *overrides]), EvaluateConfig).evaluation
+
+
+def test_some_concepts_alone():
+    settings = settings_of("evaluation.concepts=[liver,spleen]")
+    specs = load_specs(["m2caiseg"])
+    rows = ImageRows("m2caiseg", "x", "x", "val", ("liver", "grasper"), ("bile",))
+    assert concepts_asked(rows, specs["m2caiseg"], settings) == {"liver": ("liver",)}
+    with pytest.raises(ValueError, match=r"evaluation\.concepts='spleen': must be one of grasper, .*tissue"):
+        check_concepts(specs.values(), settings)
+    check_concepts(specs.values(), dataclasses.replace(settings, concepts=["liver"]))
+    for wrong in ("theirs", "[]", "null"):
+        with pytest.raises(ValueError, match=r"evaluation\.concepts=.*: must be ours, paper, or a list of concepts"):
+            settings_of(f"evaluation.concepts={wrong}")
+
+
+def test_false_negatives_of_the_annotations_are_not_asked():
+    settings = settings_of("evaluation.ask=all")
     specs = load_specs(["btxrd", "bcss", "m2caiseg"])
 
     def asked(name: str, *present: str) -> set[str]:
