@@ -8,14 +8,16 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def active() -> bool:
@@ -88,6 +90,21 @@ def select_device(name: str) -> torch.device:
     device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device
+
+
+def from_main(compute: Callable[[], T]) -> T:
+    """What rank 0 computes, on every rank; so is an error."""
+    value: Any = None
+    try:
+        error = None
+        if is_main():
+            value = compute()
+    except Exception as raised:
+        error = raised
+    value, error = gather_objects((value, error))[0]
+    if error is not None:
+        raise error
+    return value
 
 
 @contextmanager

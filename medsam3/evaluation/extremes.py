@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import math
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from html import escape
 from io import BytesIO
 
+import numpy as np
 from PIL import Image
 
+from medsam3 import distributed
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.beside import Pair, dice_of, key_of
 from medsam3.evaluation.findings import Evaluation
@@ -27,19 +31,42 @@ def extremes(cases: Iterable[QueryResult]) -> list[tuple[str, QueryResult]]:
     finite = [case for case in cases if math.isfinite(dice_of(case))]
     ranked = sorted(finite, key=lambda case: (-round(dice_of(case), 6), key_of(case)))
     chosen: dict[int, str] = {}
-    for word, place in zip(EXTREMES, (0, len(ranked) - 1, len(ranked) // 2), strict=True):
+    for word, place in _places(len(ranked)).items():
         chosen.setdefault(place, word)
     return [(chosen[place], ranked[place]) for place in sorted(chosen)] if ranked else []
 
 
 def extreme_images(evaluation: Evaluation, asked: Mapping[str, list[ImageRows]]) -> dict[str, list[ImageRows]]:
-    """The images of these queries, by the rule that chooses the model."""
-    cases: dict[str, list[QueryResult]] = {name: [] for name in asked}
-    for result in evaluation.results:
-        if result.rule == evaluation.rule and result.present:
-            cases[result.dataset].append(result)
-    items = {name: {case.item for _, case in extremes(found)} for name, found in cases.items()}
-    return {name: [rows for rows in images if rows.item in items[name]] for name, images in asked.items()}
+    """The images of these queries, by the rule that chooses the model; the same on every rank."""
+    items = distributed.from_main(lambda: _extreme_items(evaluation))
+    return {name: [rows for rows in images if rows.item in items.get(name, ())] for name, images in asked.items()}
+
+
+def _extreme_items(evaluation: Evaluation) -> dict[str, set[str]]:
+    """As `extremes` would choose, on columns of numbers instead of all cases."""
+    columns: dict[str, tuple[array[float], array[int], list[str]]] = {}  # -Dice, number of the finding, concept
+    for number, finding in enumerate(evaluation.findings):
+        for case in finding.results:
+            if case.rule == evaluation.rule and case.present and math.isfinite(dice_of(case)):
+                losses, numbers, concepts = columns.setdefault(case.dataset, (array("d"), array("q"), []))
+                losses.append(-round(dice_of(case), 6))
+                numbers.append(number)
+                concepts.append(sys.intern(case.concept))
+    wanted: set[int] = set()
+    for losses, numbers, concepts in columns.values():
+        names = {name: place for place, name in enumerate(sorted(set(concepts)))}
+        ranked = np.lexsort(([names[concept] for concept in concepts], numbers, losses))
+        wanted |= {numbers[ranked[place]] for place in _places(len(ranked)).values()}
+    items: dict[str, set[str]] = {}
+    for number, finding in enumerate(evaluation.findings):
+        if number in wanted:
+            items.setdefault(finding.dataset, set()).add(finding.item)
+    return items
+
+
+def _places(count: int) -> dict[str, int]:
+    """Where in a ranking of so many the best, the worst and the median stand."""
+    return dict(zip(EXTREMES, (0, count - 1, count // 2), strict=True))
 
 
 def picture_section(results: Pair) -> str:

@@ -1,19 +1,27 @@
-"""What was found in each image, kept on disk until an evaluation is finished, and what all images together say."""
+"""What was found in each image, kept on disk, and what all images together say.
+
+A million rows stay on disk: they are read one by one, in an order that does not depend on who wrote them when.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+import os
+import tempfile
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from medsam3 import distributed
-from medsam3.evaluation.scores import QueryResult, Score, summarise
+from medsam3.evaluation.scores import QueryResult, Score, Tallies
+
+SYNC_S = 10.0  # what a power cut may cost; a killed process loses no line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +31,29 @@ class Finding:
     dataset: str
     item: str
     results: list[QueryResult]
-    cross_dice: list[tuple[str, str, float]]  # prompt, truth, Dice by the first rule; both are in the image
     reworded: list[QueryResult]  # of what is there, asked for in all the words of evaluation.synonyms
+    concepts: list[str]  # those in the image, if their prompts are compared
+    cross_dice: list[list[float]]  # [prompt][truth] Dice by the first rule
 
 
 @dataclass
 class Evaluation:
     """The findings of all images."""
 
-    results: list[QueryResult]
+    findings: Iterable[Finding]  # sorted by data set and image; read anew from disk each time, so that none is kept
     scores: dict[str, dict[str, Score]]  # rule -> data set; the first rule is the one that chooses a model
     prompt_dice: dict[str, dict[tuple[str, str], float]]  # data set -> (prompt, truth) -> mean Dice
     overlays: dict[str, Image.Image]  # file name -> picture
-    reworded: list[QueryResult] = field(default_factory=list)  # see Finding; they are in no other number
+
+    @property
+    def results(self) -> Iterator[QueryResult]:
+        """Those of all findings, until the journal is discarded."""
+        return (result for finding in self.findings for result in finding.results)
+
+    @property
+    def reworded(self) -> Iterator[QueryResult]:
+        """See Finding; they are in no other number."""
+        return (result for finding in self.findings for result in finding.reworded)
 
     @property
     def rule(self) -> str:
@@ -48,80 +66,139 @@ class Evaluation:
         return self.scores[self.rule]
 
 
-def merge(findings: Iterable[Finding], overlays: dict[str, Image.Image], datasets: Sequence[str]) -> Evaluation:
-    """The evaluation, in an order that depends on the rows alone."""
-    order = {name: i for i, name in enumerate(datasets)}
-    found = sorted(findings, key=lambda finding: (order[finding.dataset], finding.item))
-    results = [result for finding in found for result in finding.results]
-    reworded = [result for finding in found for result in finding.reworded]
-    cells: dict[str, dict[tuple[str, str], list[float]]] = {}
-    for finding in found:
-        for prompt, truth, value in finding.cross_dice:
-            cells.setdefault(finding.dataset, {}).setdefault((prompt, truth), []).append(value)
+def summary(
+    findings: Iterable[Finding],
+) -> tuple[dict[str, dict[str, Score]], dict[str, dict[tuple[str, str], float]]]:
+    """`scores` and `prompt_dice` of an evaluation, in one pass."""
+    tallies = Tallies()
+    sums: dict[str, dict[tuple[str, str], tuple[float, int]]] = {}
+    for finding in findings:
+        for result in finding.results:
+            tallies.add(result)
+        cells = sums.setdefault(finding.dataset, {})
+        for prompt, row in zip(finding.concepts, finding.cross_dice, strict=True):
+            for truth, value in zip(finding.concepts, row, strict=True):
+                total, count = cells.get((prompt, truth), (0.0, 0))
+                cells[prompt, truth] = total + value, count + 1
     matrices = {
-        name: {pair: float(np.mean(values)) for pair, values in sorted(matrix.items())}
-        for name, matrix in cells.items()
-        if len(matrix) > 1
+        name: {pair: total / count for pair, (total, count) in sorted(cells.items())}
+        for name, cells in sums.items()
+        if len(cells) > 1
     }
-    return Evaluation(results, summarise(results), matrices, dict(sorted(overlays.items())), reworded)
+    return tallies.scores(), matrices
 
 
 class Journal:
-    """Findings of an evaluation that is under way, one line per image, so that a restarted one goes on from there.
+    """Findings on disk, one line per image, so that a restarted evaluation goes on from there.
 
-    Each rank writes a file of its own; what was found to another question is thrown away.
+    Each rank writes a file of its own; what was found to another question is thrown away. Images have the numbers that
+    their place among all images asked gives them.
     """
 
-    def __init__(self, folder: Path, question: str) -> None:
+    def __init__(self, folder: Path | None = None, question: str | None = None) -> None:
         """
         Args:
-            folder: for the files; all ranks must see it. Made if need be.
-            question: what is asked, as one line of text.
+            folder: for the files; all ranks must see it. Made if need be. None, with a single process: a temporary one.
+            question: what is asked, as one line of text. None: nobody goes on with this.
         """
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.finished: dict[tuple[str, str], Finding] = {}
-        stale = []
-        for path in sorted(folder.glob("*.jsonl")):
-            first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line cut short by a kill is the last
-            if first != question:
-                stale.append(path)
-                continue
-            for finding in map(_from_json, lines):
-                self.finished[finding.dataset, finding.item] = finding
+        assert folder is not None or distributed.world_size() == 1
+        self._temporary = tempfile.TemporaryDirectory(prefix="medsam3_") if folder is None else None
+        self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stale = [path for path in self._files() if question is None or _first_line(path) != question]
+        self.finished = _Places(path for path in self._files() if path not in stale).numbers()
         distributed.barrier()  # all have read before any writes
         for path in stale:
             path.unlink(missing_ok=True)
-        number = 1 + max((int(path.stem) for path in folder.glob("*.jsonl")), default=0)
+        number = 1 + max((int(path.stem) for path in self._files()), default=0)
         distributed.barrier()
-        path = folder / f"{number + distributed.rank()}.jsonl"
-        self._file = path.open("w", encoding="utf-8")
-        self._file.write(question + "\n")
+        self._file = (self.folder / f"{number + distributed.rank()}.jsonl").open("w", encoding="utf-8")
+        self._file.write(f"{question or ''}\n")
+        self.sync()
 
-    def add(self, finding: Finding) -> None:
-        self._file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.jsonl"), key=lambda path: int(path.stem))
+
+    def add(self, number: int, finding: Finding) -> None:
+        """Keep what was found in an image; an earlier finding of the same image is replaced."""
+        self._file.write(f"{number} {json.dumps(dataclasses.asdict(finding))}\n")
         self._file.flush()
+        if time.monotonic() - self._synced > SYNC_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """What was added lies on the disk, and other ranks can read it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def findings(self, order: Sequence[int]) -> Iterable[Finding]:
+        """The findings of all ranks, which must have synced, of the images of these numbers, in their order."""
+        return _Findings(self, order)
 
     def discard(self) -> None:
         """The evaluation is finished and written."""
         self._file.close()
         distributed.barrier()
         if distributed.is_main():
-            for path in self.folder.glob("*.jsonl"):
+            for path in self._files():
                 path.unlink()
             self.folder.rmdir()
 
-    def __contains__(self, image: Any) -> bool:
-        return image in self.finished
 
-    def others_than(self, images: Container[tuple[str, str]]) -> list[Finding]:
-        """What was found before the restart in other images than these."""
-        return [finding for image, finding in self.finished.items() if image not in images]
+@dataclass(frozen=True)
+class _Findings:
+    journal: Journal
+    order: Sequence[int]
+
+    def __iter__(self) -> Iterator[Finding]:
+        yield from _Places(self.journal._files()).read(self.order)
 
 
-def _from_json(line: str) -> Finding:
+class _Places:
+    """Where the line of each image begins; 20 bytes for each. Of two lines of an image the later one counts."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.files = list(files)
+        self._numbers, self._of_file, self._offsets = array("q"), array("i"), array("q")
+        for n, path in enumerate(self.files):
+            with path.open("rb") as file:
+                offset = len(file.readline())
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # cut short by a kill
+                    self._numbers.append(int(line.partition(b" ")[0]))
+                    self._of_file.append(n)
+                    self._offsets.append(offset)
+                    offset += len(line)
+
+    def numbers(self) -> set[int]:
+        return set(self._numbers)
+
+    def read(self, order: Sequence[int]) -> Iterator[Finding]:
+        numbers = np.asarray(self._numbers)
+        by_number = np.argsort(numbers, kind="stable")
+        last = by_number[np.searchsorted(numbers[by_number], order, side="right") - 1]
+        opened = [path.open("rb") for path in self.files]
+        try:
+            for number, place in zip(order, last.tolist(), strict=True):
+                file = opened[self._of_file[place]]
+                file.seek(self._offsets[place])
+                name, _, content = file.readline().partition(b" ")
+                assert int(name) == number, f"image {number} is not in {self.files}"
+                yield _from_json(content)
+        finally:
+            for file in opened:
+                file.close()
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().removesuffix("\n")
+
+
+def _from_json(line: bytes) -> Finding:
     content = json.loads(line)
     for name in ("results", "reworded"):
         content[name] = [QueryResult(**result) for result in content[name]]
-    content["cross_dice"] = [tuple(cell) for cell in content["cross_dice"]]
     return Finding(**content)

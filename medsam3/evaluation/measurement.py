@@ -29,7 +29,7 @@ from medsam3.evaluation.tables import (
     results_json,
     rule_tables,
 )
-from medsam3.files import writable_folder, write_text
+from medsam3.files import writable_folder, write_lines, write_text
 from medsam3.messages import listed
 from medsam3.registry.spec import load_specs
 from medsam3.versions import code_version, package_versions
@@ -83,7 +83,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             none = ForeignConfig(hard=0, easy=0, seed=0)
             pictured = replace(config.evaluation, overlays=len(EXTREMES), foreign=none, synonyms=False)
             extremes = extreme_images(evaluation, asked)
-            evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured).overlays
+            again = Journal(folder / "unfinished_pictures")
+            evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured, again).overlays
+            again.discard()
         if distributed.is_main():
             beside = os.path.relpath(config.baseline, folder) if config.baseline else None
             titles = {name: spec.title for name, spec in corpus.specs.items()}
@@ -126,10 +128,10 @@ def _question(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write results.csv, synonyms.csv, prompts.md and overlays/*.png; those of an earlier evaluation are removed."""
-    write_text(folder / "results.csv", results_csv(evaluation.results))
+    write_lines(folder / "results.csv", results_csv(evaluation.results))
     (folder / SYNONYMS).unlink(missing_ok=True)
-    if evaluation.reworded:
-        write_text(folder / SYNONYMS, results_csv(evaluation.reworded))
+    if next(evaluation.reworded, None) is not None:
+        write_lines(folder / SYNONYMS, results_csv(evaluation.reworded))
     (folder / "prompts.md").unlink(missing_ok=True)
     if evaluation.prompt_dice:  # a data set of several concepts
         write_text(folder / "prompts.md", prompt_table(evaluation.prompt_dice))

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
+from typing import Any
 
 from medsam3.evaluation.surfaces import hd95, nsd
 from medsam3.layouts.instances import Mask
@@ -20,24 +18,21 @@ NSD_TOLERANCE = 2.0  # mm or pixels
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A predicted and a true mask, [H, W] each, and what several metrics count of them."""
+class Overlap:
+    """Pixels of a predicted mask, of the true one, and of both: all that Dice and its kin need."""
+
+    prediction_px: int
+    truth_px: int
+    shared_px: int
+
+
+@dataclass(frozen=True)
+class MaskPair:
+    """A predicted and a true mask, [H, W] each."""
 
     prediction: Mask
     truth: Mask
     spacing: tuple[float, float] = (1.0, 1.0)  # of rows and columns, mm; 1, 1: unknown, so distances are in pixels
-
-    @cached_property
-    def prediction_px(self) -> int:
-        return int(np.count_nonzero(self.prediction))
-
-    @cached_property
-    def truth_px(self) -> int:
-        return int(np.count_nonzero(self.truth))
-
-    @cached_property
-    def shared_px(self) -> int:
-        return int(np.count_nonzero(self.prediction & self.truth))
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,9 @@ class Metric:
     """A number per query; its key in METRICS is its name in files."""
 
     title: str  # in tables
-    of: Callable[[Comparison], float]
+    of: Callable[[Any], float]  # of an Overlap, or of a MaskPair if `of_outlines`
     is_fraction: bool = True  # in 0..1: printed in percent
+    of_outlines: bool = False  # takes far longer than to count pixels
 
     @property
     def heading(self) -> str:
@@ -57,46 +53,46 @@ class Metric:
         return 100 * value if self.is_fraction else value
 
 
-def dice(masks: Comparison) -> float:
+def dice(pixels: Overlap) -> float:
     """2 |A and B| / (|A| + |B|); 1 when both are empty (paper, section 4.2)."""
-    total = masks.prediction_px + masks.truth_px
-    return 1.0 if total == 0 else 2.0 * masks.shared_px / total
+    total = pixels.prediction_px + pixels.truth_px
+    return 1.0 if total == 0 else 2.0 * pixels.shared_px / total
 
 
-def iou(masks: Comparison) -> float:
+def iou(pixels: Overlap) -> float:
     """|A and B| / |A or B|; 1 when both are empty (paper, section 4.2)."""
-    union = masks.prediction_px + masks.truth_px - masks.shared_px
-    return 1.0 if union == 0 else masks.shared_px / union
+    union = pixels.prediction_px + pixels.truth_px - pixels.shared_px
+    return 1.0 if union == 0 else pixels.shared_px / union
 
 
-def precision(masks: Comparison) -> float:
+def precision(pixels: Overlap) -> float:
     """|A and B| / |A|, A the prediction; without any, 1 if there is no truth either, else 0."""
-    return masks.shared_px / masks.prediction_px if masks.prediction_px else float(masks.truth_px == 0)
+    return pixels.shared_px / pixels.prediction_px if pixels.prediction_px else float(pixels.truth_px == 0)
 
 
-def recall(masks: Comparison) -> float:
+def recall(pixels: Overlap) -> float:
     """|A and B| / |B|, B the truth; without any, 1 if nothing is predicted either, else 0."""
-    return masks.shared_px / masks.truth_px if masks.truth_px else float(masks.prediction_px == 0)
+    return pixels.shared_px / pixels.truth_px if pixels.truth_px else float(pixels.prediction_px == 0)
 
 
-def surface_dice(masks: Comparison) -> float:
+def surface_dice(masks: MaskPair) -> float:
     """See `surfaces.nsd`, within NSD_TOLERANCE mm, or pixels where the file has no spacing."""
     return nsd(masks.prediction, masks.truth, NSD_TOLERANCE, masks.spacing)
 
 
-def hausdorff_95(masks: Comparison) -> float:
+def hausdorff_95(masks: MaskPair) -> float:
     """See `surfaces.hd95`, in mm, or pixels where the file has no spacing; infinite where one of both is empty."""
     return hd95(masks.prediction, masks.truth, masks.spacing)
 
 
-# evaluation.metrics chooses among these. The last two take far longer than the others.
+# evaluation.metrics chooses among these.
 METRICS = {
     "dice": Metric("Dice", dice),
     "iou": Metric("IoU", iou),
     "precision": Metric("precision", precision),
     "recall": Metric("recall", recall),
-    "nsd": Metric("NSD", surface_dice),
-    "hd95": Metric("HD95", hausdorff_95, is_fraction=False),
+    "nsd": Metric("NSD", surface_dice, of_outlines=True),
+    "hd95": Metric("HD95", hausdorff_95, is_fraction=False, of_outlines=True),
 }
 
 
@@ -108,6 +104,6 @@ def check_metrics(names: Sequence[str]) -> None:
         raise ValueError(f"evaluation.metrics={list(names)}: must hold dice, and each name once")
 
 
-def measure(masks: Comparison, names: Iterable[str]) -> dict[str, float]:
+def measure(pixels: Overlap, masks: MaskPair, names: Iterable[str]) -> dict[str, float]:
     """The values of the metrics of these names."""
-    return {name: METRICS[name].of(masks) for name in names}
+    return {name: METRICS[name].of(masks if METRICS[name].of_outlines else pixels) for name in names}

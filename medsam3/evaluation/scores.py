@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsam3.evaluation.asking import FOREIGN, PRESENT
 from medsam3.evaluation.statistics import MeanInterval, average_interval, mean_interval
@@ -62,33 +64,86 @@ class Score:
     left_out: dict[str, int]  # of the present queries, by metric: values that are not finite, left out of its mean
 
 
+class Tally:
+    """The results of one mask rule in one data set, as columns of numbers, some 50 bytes for each."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, array[float]] = {}  # by metric
+        self._ceilings = array("d")
+        self._present, self._answered = array("b"), array("b")
+        self._items = array("q")  # hashes
+
+    def add(self, result: QueryResult) -> None:
+        for name, value in result.values.items():
+            self._values.setdefault(name, array("d")).append(value)
+        self._ceilings.append(result.ceiling)
+        self._present.append(result.present)
+        self._answered.append(result.prediction_px > 0)
+        self._items.append(hash(result.item))
+
+    def score(self) -> Score | None:
+        """None if the data set is without any concept there."""
+        there = np.asarray(self._present, dtype=bool)
+        if not there.any():
+            return None
+        values = {name: np.asarray(column) for name, column in self._values.items()}
+        present = {name: column[there] for name, column in values.items()}
+        answered = np.asarray(self._answered)[~there]
+        return Score(
+            values=_means(present),
+            ceiling=float(np.mean(np.asarray(self._ceilings)[there])),
+            queries=int(there.sum()),
+            images=len(np.unique(self._items)),
+            absent=len(answered),
+            answered=float(np.mean(answered)) if len(answered) else None,
+            with_absent=_means(values),
+            left_out={name: int((~np.isfinite(column)).sum()) for name, column in present.items()},
+        )
+
+
+class Tallies:
+    """By rule and data set, in the order of first appearance. No foreign word takes part."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[str, dict[str, Tally]] = {}
+
+    def add(self, result: QueryResult) -> None:
+        if not result.foreign:
+            self._tallies.setdefault(result.rule, {}).setdefault(result.dataset, Tally()).add(result)
+
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """Rule -> data set -> score. A data set without any concept there has none."""
+        scores = {rule: {name: own.score() for name, own in found.items()} for rule, found in self._tallies.items()}
+        return {
+            rule: {name: score for name, score in found.items() if score is not None} for rule, found in scores.items()
+        }
+
+
 def summarise(results: Iterable[QueryResult]) -> dict[str, dict[str, Score]]:
-    """Rule -> data set -> score, in the order of first appearance. A data set without any concept there has none.
-
-    Of the concepts of the data sets alone: no foreign word takes part.
-    """
-    cells: dict[str, dict[str, list[QueryResult]]] = {}
-    for result in (result for result in results if not result.foreign):
-        cells.setdefault(result.rule, {}).setdefault(result.dataset, []).append(result)
-    return {
-        rule: {name: _score(rows) for name, rows in by_dataset.items() if any(row.present for row in rows)}
-        for rule, by_dataset in cells.items()
-    }
+    """See `Tallies.scores`."""
+    tallies = Tallies()
+    for result in results:
+        tallies.add(result)
+    return tallies.scores()
 
 
-def _score(rows: Sequence[QueryResult]) -> Score:
-    there = [row for row in rows if row.present]
-    absent = [row for row in rows if not row.present]
-    return Score(
-        values=_means([row.values for row in there]),
-        ceiling=float(np.mean([row.ceiling for row in there])),
-        queries=len(there),
-        images=len({row.item for row in rows}),
-        absent=len(absent),
-        answered=float(np.mean([row.prediction_px > 0 for row in absent])) if absent else None,
-        with_absent=_means([row.values for row in rows]),
-        left_out={name: sum(not math.isfinite(row.values[name]) for row in there) for name in there[0].values},
-    )
+class _Dice:
+    """The Dice of present queries of one rule in one data set, and their groups."""
+
+    def __init__(self) -> None:
+        self._values, self._groups = array("d"), array("q")
+        self._numbers: dict[str, int] = {}
+
+    def add(self, result: QueryResult) -> None:
+        self._values.append(result.values["dice"])
+        self._groups.append(self._numbers.setdefault(result.group, len(self._numbers)))
+
+    @property
+    def columns(self) -> tuple[array[float], NDArray[np.int64]]:
+        """Values and groups, [N] each, groups as numbers in the order of their names."""
+        places = np.empty(len(self._numbers), dtype=np.int64)
+        places[[self._numbers[name] for name in sorted(self._numbers)]] = np.arange(len(places))
+        return self._values, places[self._groups]
 
 
 def dice_intervals(results: Iterable[QueryResult]) -> dict[str, dict[str, MeanInterval]]:
@@ -96,17 +151,16 @@ def dice_intervals(results: Iterable[QueryResult]) -> dict[str, dict[str, MeanIn
 
     Of several data sets also that of their unweighted mean, as AVERAGE.
     """
-    cells: dict[str, dict[str, tuple[list[float], list[str]]]] = {}
+    cells: dict[str, dict[str, _Dice]] = {}
     for result in results:
         if result.present:
-            values, groups = cells.setdefault(result.rule, {}).setdefault(result.dataset, ([], []))
-            values.append(result.values["dice"])
-            groups.append(result.group)
+            cells.setdefault(result.rule, {}).setdefault(result.dataset, _Dice()).add(result)
     found = {}
     for rule, sets in cells.items():
-        found[rule] = {name: mean_interval(*own, LEVEL, DRAWS, SEED) for name, own in sets.items()}
+        columns = {name: own.columns for name, own in sets.items()}
+        found[rule] = {name: mean_interval(*own, LEVEL, DRAWS, SEED) for name, own in columns.items()}
         if len(sets) > 1:
-            found[rule][AVERAGE] = average_interval(list(sets.values()), LEVEL, DRAWS, SEED)
+            found[rule][AVERAGE] = average_interval(list(columns.values()), LEVEL, DRAWS, SEED)
     return found
 
 
@@ -115,22 +169,25 @@ def mean_score(scores: dict[str, Score]) -> Score:
     first = next(iter(scores.values()))
     answered = [score.answered for score in scores.values() if score.answered is not None]
     return Score(
-        values=_means([score.values for score in scores.values()]),
+        values=_means(_columns([score.values for score in scores.values()])),
         ceiling=float(np.mean([score.ceiling for score in scores.values()])),
         queries=sum(score.queries for score in scores.values()),
         images=sum(score.images for score in scores.values()),
         absent=sum(score.absent for score in scores.values()),
         answered=float(np.mean(answered)) if answered else None,
-        with_absent=_means([score.with_absent for score in scores.values()]),
+        with_absent=_means(_columns([score.with_absent for score in scores.values()])),
         left_out={name: sum(score.left_out[name] for score in scores.values()) for name in first.left_out},
     )
 
 
-def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, NDArray[np.float64]]:
+    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+
+
+def _means(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
     """Of the values that are finite (an HD95 without a mask is not); infinite where none is."""
     means = {}
-    for name in rows[0]:
-        values = np.asarray([row[name] for row in rows])
+    for name, values in columns.items():
         finite = values[np.isfinite(values)]
         means[name] = float(np.mean(finite)) if len(finite) else math.inf
     return means

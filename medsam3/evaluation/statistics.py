@@ -50,7 +50,9 @@ class PairedComparison:
     worse: int
 
 
-def mean_interval(values: ArrayLike, groups: Sequence[str], level: float, draws: int, seed: int) -> MeanInterval:
+def mean_interval(
+    values: ArrayLike, groups: Sequence[str] | NDArray[np.integer], level: float, draws: int, seed: int
+) -> MeanInterval:
     """Mean over rows, and its bootstrap percentile interval when groups are drawn with replacement.
 
     The plain 2.5 and 97.5 % percentiles are too narrow. So the percentiles are those of Student's t with the effective
@@ -64,7 +66,7 @@ def mean_interval(values: ArrayLike, groups: Sequence[str], level: float, draws:
 
     Args:
         values: [N] finite.
-        groups: [N] names.
+        groups: [N] names, or numbers in the order of the names.
         level: 0.95.
         draws: at least 2,000.
         seed: of the draws; the same seed, the same interval.
@@ -76,7 +78,7 @@ def mean_interval(values: ArrayLike, groups: Sequence[str], level: float, draws:
 
 
 def average_interval(
-    sets: Sequence[tuple[ArrayLike, Sequence[str]]], level: float, draws: int, seed: int
+    sets: Sequence[tuple[ArrayLike, Sequence[str] | NDArray[np.integer]]], level: float, draws: int, seed: int
 ) -> MeanInterval:
     """Unweighted mean of the means of several data sets, and its interval: groups are drawn within each set.
 
@@ -160,7 +162,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _by_group(values: ArrayLike, groups: Sequence[str]) -> tuple[Floats, Floats]:
+def _by_group(values: ArrayLike, groups: Sequence[str] | NDArray[np.integer]) -> tuple[Floats, Floats]:
     """Sum and number of rows of each group, [G] and [G], groups in the order of their names."""
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 1 or len(rows) != len(groups) or len(rows) == 0:

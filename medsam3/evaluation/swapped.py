@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medsam3.layouts.instances import Mask
-from medsam3.layouts.packed_masks import Floats, dice_matrix, pack
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,27 +19,22 @@ class Swapped:
     absent: float | None  # mean over what was answered to what is not in the image; a perfect model gives 0
 
 
-def swapped_dice(
-    answers: Mapping[str, Mask], truths: Mapping[str, Mask], absent: Sequence[Mask]
-) -> tuple[dict[str, Swapped], Floats]:
-    """
-    Args:
-        answers, truths: concept in the image -> its mask [H, W]; the same C concepts in the same order, one or more.
-        absent: answers to what is not there.
+NOT_SWAPPED = Swapped(None, None, None)
 
-    Returns:
-        Of each concept; and Dice [C, C] of each answer with each truth.
+
+def swapped_dice(matrix: Floats, perfect: Floats, wrong: Floats) -> list[Swapped]:
+    """One for each of the C concepts in the image.
+
+    Args:
+        matrix: [C, C] Dice of what was answered to each (row) with each truth.
+        perfect: [C, C] of each truth with each.
+        wrong: [A, C] of what was answered to A concepts that are not there.
     """
-    size = next(iter(truths.values())).shape
-    true = pack(truths.values(), size)
-    matrix, perfect = dice_matrix(pack(answers.values(), size), true), dice_matrix(true, true)
-    wrong = dice_matrix(pack(absent, size), true)
-    others = ~np.eye(len(truths), dtype=bool)
-    found = {
-        concept: Swapped(*(_mean(values) for values in (matrix[own, i], perfect[own, i], wrong[:, i])))
-        for i, (concept, own) in enumerate(zip(truths, others, strict=True))
-    }
-    return found, matrix
+    others = ~np.eye(len(matrix), dtype=bool)
+    return [
+        Swapped(*(_mean(values) for values in (matrix[own, i], perfect[own, i], wrong[:, i])))
+        for i, own in enumerate(others)
+    ]
 
 
 def _mean(values: Floats) -> float | None:

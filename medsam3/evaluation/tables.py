@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +70,24 @@ BEFORE_METRICS = (
 AFTER_METRICS = ("ceiling", "truth_px", "prediction_px", "swapped", "swapped_truths", "swapped_absent")
 
 
-def results_csv(results: Sequence[QueryResult]) -> str:
-    """One row per query and mask rule; numbers that are not whole with six digits, `present` as 0 or 1, None empty."""
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    columns = (*BEFORE_METRICS, *(results[0].values if results else ()), *AFTER_METRICS)
-    writer.writerow(columns)
+def results_csv(results: Iterable[QueryResult]) -> Iterator[str]:
+    """The lines of results.csv, one per query and mask rule: numbers that are not whole with six digits, `present` as 0
+    or 1, None empty."""
+    writer = csv.writer(_Lines(), lineterminator="\n")
+    columns: tuple[str, ...] = ()
     for result in results:
+        if not columns:
+            columns = (*BEFORE_METRICS, *result.values, *AFTER_METRICS)
+            yield writer.writerow(columns)
         values = vars(result) | result.values | {"present": int(result.present)}
-        writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in (values[name] for name in columns)])
-    return buffer.getvalue()
+        yield writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in (values[name] for name in columns)])
+
+
+class _Lines:
+    """A file that hands back what is written to it."""
+
+    def write(self, text: str) -> str:
+        return text
 
 
 def results_json(

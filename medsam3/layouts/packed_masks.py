@@ -8,7 +8,7 @@ Shapes: N and M masks of one size, [H, W] or [D, H, W]. Masks may overlap and ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,24 +87,35 @@ def intersections(first: PackedMasks, second: PackedMasks) -> NDArray[np.int64]:
     Raises:
         ValueError: the masks are not of one size.
     """
-    if first.size != second.size:
-        raise ValueError(f"masks of size {list(first.size)} and {list(second.size)} cannot be compared")
+    _check_sizes(first, second)
     shared = np.zeros((len(first), len(second)), dtype=np.int64)
     stops = second.stops
     for row, (words, start) in enumerate(zip(first.words, first.starts.tolist(), strict=True)):
-        stop = start + len(words)
-        for column in np.flatnonzero((second.starts < stop) & (stops > start)).tolist():
-            other, other_start = second.words[column], int(second.starts[column])
-            low, high = max(start, other_start), min(stop, int(stops[column]))
-            both = words[low - start : high - start] & other[low - other_start : high - other_start]
-            shared[row, column] = np.bitwise_count(both).sum(dtype=np.int64)
+        near = np.flatnonzero((second.starts < start + len(words)) & (stops > start))
+        for column in near.tolist():
+            shared[row, column] = _shared_px(words, start, second.words[column], int(second.starts[column]))
     return shared
 
 
-def dice_matrix(predictions: PackedMasks, truths: PackedMasks) -> Floats:
-    """[N, M] Dice of each prediction with each truth; 1 when both are empty, as `metrics.dice`."""
-    total = predictions.areas_px[:, None] + truths.areas_px[None]
-    return np.where(total == 0, 1.0, 2.0 * intersections(predictions, truths) / np.maximum(total, 1))
+def paired_intersections(first: PackedMasks, second: PackedMasks, places: Sequence[int]) -> NDArray[np.int64]:
+    """[N] pixels that each of N masks shares with the one at its place of `places`, [N]. Raises as `intersections`."""
+    _check_sizes(first, second)
+    pairs = zip(first.words, first.starts.tolist(), places, strict=True)
+    shared = [_shared_px(words, start, second.words[n], int(second.starts[n])) for words, start, n in pairs]
+    return np.asarray(shared, dtype=np.int64)
+
+
+def _check_sizes(first: PackedMasks, second: PackedMasks) -> None:
+    if first.size != second.size:
+        raise ValueError(f"masks of size {list(first.size)} and {list(second.size)} cannot be compared")
+
+
+def _shared_px(words: Words, start: int, others: Words, others_start: int) -> int:
+    low, high = max(start, others_start), min(start + len(words), others_start + len(others))
+    if low >= high:
+        return 0
+    both = words[low - start : high - start] & others[low - others_start : high - others_start]
+    return int(np.bitwise_count(both).sum(dtype=np.int64))
 
 
 def iou_matrix(predictions: PackedMasks, truths: PackedMasks) -> Floats:

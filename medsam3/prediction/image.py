@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,16 @@ class Answer:
     """What one rule makes of the model's answer."""
 
     score: float  # 0..1
-    mask: Mask  # [H, W]
+    pixels: Mask | Tensor  # [H, W] bool, where it was made: a mask on the GPU is copied only for who wants to see it
+
+    @cached_property
+    def mask(self) -> Mask:
+        """[H, W]"""
+        return self.pixels.cpu().numpy() if isinstance(self.pixels, Tensor) else self.pixels
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device if isinstance(self.pixels, Tensor) else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,7 @@ class ImagePredictor:
         chosen: list[tuple[Choice, dict[int, Tensor]]],
         size: tuple[int, int],
         exclusive: set[int],
-    ) -> list[Mask]:
+    ) -> list[Tensor]:
         """Masks [H, W] of one rule, in the order of the concepts; those of `exclusive` places do not overlap."""
         overlaps = Overlaps(size, self.device) if len(exclusive) > 1 and self.config.resolve_overlaps else None
         masks: list[Tensor | None] = []
@@ -213,7 +223,7 @@ class ImagePredictor:
                 overlaps.add(place, mask, confidence)
             masks.append(None if shared else mask)
         resolved = (overlaps.mask(place) if overlaps and mask is None else mask for place, mask in enumerate(masks))
-        return [mask.cpu().numpy() for mask in resolved if mask is not None]
+        return [mask for mask in resolved if mask is not None]
 
 
 def laid_over(

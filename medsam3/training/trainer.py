@@ -25,7 +25,8 @@ from medsam3.data.corpus import open_corpus
 from medsam3.data.prompts import KINDS
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.asking import check_foreign
-from medsam3.evaluation.evaluator import Evaluation, asked_images, run_evaluation
+from medsam3.evaluation.evaluator import asked_images, run_evaluation
+from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.metrics import METRICS, check_metrics
 from medsam3.evaluation.scores import mean_score
 from medsam3.files import folder_lock, needs_room, writable_folder
@@ -211,4 +212,7 @@ def _evaluate(run: Run, detector: TextDetector) -> Evaluation:
         detector, run.loaded.tokenizer, config.model.image_size, config.prediction, config.trainer.bf16
     )
     asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), config.evaluation)
-    return run_evaluation(ModelAnswers(predictor, run.corpus), run.corpus, asked, config.evaluation)
+    journal = Journal(run.folder / "validation")
+    evaluation = run_evaluation(ModelAnswers(predictor, run.corpus), run.corpus, asked, config.evaluation, journal)
+    journal.discard()
+    return evaluation

@@ -35,7 +35,7 @@ def case(item: str, dice: float, concept: str = "optic cup", **changes: Any) -> 
 def write(folder: Path, cases: list[QueryResult], baseline: str | None = None, **question: Any) -> Path:
     """A folder as evaluate.py leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.csv").write_text(results_csv(cases), encoding="utf-8")
+    (folder / "results.csv").write_text("".join(results_csv(cases)), encoding="utf-8")
     rules: dict[str, dict[str, Any]] = {}
     for rule, name in {(c.rule, c.dataset) for c in cases if c.present}:
         dice = [c.values["dice"] for c in cases if (c.rule, c.dataset, c.present) == (rule, name, True)]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from medsam3.config import ForeignConfig, PredictionConfig
-from medsam3.evaluation import metrics
 from medsam3.evaluation.metrics import METRICS, Metric
 from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
 from medsam3.evaluation.question import Question, Rows
 from medsam3.evaluation.scores import AVERAGE, QueryResult, Score, dice_intervals, mean_score, summarise
 from medsam3.evaluation.tables import read_baseline, results_csv, results_json, rule_tables, score_table
+from tests.evaluation.test_metrics import measured
 
 
 def _result(
@@ -147,10 +147,10 @@ def test_table_without_baseline():
 
 def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
     """Columns, means and headings follow METRICS; a metric in a unit of its own is printed as it is."""
-    monkeypatch.setitem(METRICS, "pixels", Metric("Size", lambda masks: float(masks.truth_px), is_fraction=False))
-    masks = metrics.Comparison(np.ones((2, 2), bool), np.ones((2, 2), bool))
-    row = QueryResult(**vars(RESULTS[0]) | {"values": metrics.measure(masks, ["dice", "iou", "pixels"])})
-    assert results_csv([row]).splitlines()[1].endswith("1.000000,1.000000,4.000000,0.800000,10,12,,,")
+    monkeypatch.setitem(METRICS, "pixels", Metric("Size", lambda pixels: float(pixels.truth_px), is_fraction=False))
+    values = measured(np.ones((2, 2), bool), np.ones((2, 2), bool), ["dice", "iou", "pixels"])
+    row = QueryResult(**vars(RESULTS[0]) | {"values": values})
+    assert list(results_csv([row]))[1].rstrip().endswith("1.000000,1.000000,4.000000,0.800000,10,12,,,")
     table = score_table(summarise([row])["top1"], {}).splitlines()
     assert table[0] == "| Dataset | Dice (%) | IoU (%) | Size | queries | images |" and "| 4.0 | 1 | 1 |" in table[2]
 
@@ -240,7 +240,8 @@ def test_a_baseline_by_another_rule_is_refused(tmp_path):
 
 
 def test_results_csv_has_one_row_per_query_and_rule():
-    lines = results_csv([*RESULTS, _result("drive", "21", "optic cup", 0.0, 0.0, "union", 0, 3)]).splitlines()
+    rows = [*RESULTS, _result("drive", "21", "optic cup", 0.0, 0.0, "union", 0, 3)]
+    lines = "".join(results_csv(rows)).splitlines()
     assert lines[0] == (
         "dataset,item,group,part,concept,prompt,rule,present,kind,score,presence,dice,iou,ceiling,truth_px,prediction_px,"
         "swapped,swapped_truths,swapped_absent"

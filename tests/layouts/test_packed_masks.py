@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam3.evaluation.metrics import Comparison, dice, iou
+from medsam3.evaluation.metrics import iou
 from medsam3.layouts.instances import Instances
-from medsam3.layouts.packed_masks import dice_matrix, intersections, iou_matrix, pack, pack_instances
+from medsam3.layouts.packed_masks import intersections, iou_matrix, pack, pack_instances
+from tests.evaluation.test_metrics import overlap
 
 
 def random_masks(rng: np.random.Generator, count: int, size: tuple[int, ...]) -> np.ndarray:
@@ -32,8 +33,7 @@ def test_overlaps_equal_those_of_the_pixels(size: tuple[int, ...]) -> None:
     a, b = pack(first, size), pack(second, size)
     assert a.areas_px.tolist() == [int(mask.sum()) for mask in first]
     assert intersections(a, b).tolist() == [[int((p & t).sum()) for t in second] for p in first]
-    assert dice_matrix(a, b).tolist() == [[dice(Comparison(p, t)) for t in second] for p in first]
-    expected = [[iou(Comparison(p, t)) if p.any() and t.any() else 0.0 for t in second] for p in first]
+    expected = [[iou(overlap(p, t)) if p.any() and t.any() else 0.0 for t in second] for p in first]
     assert iou_matrix(a, b).tolist() == expected
 
 
@@ -49,10 +49,10 @@ def test_instances_are_packed_as_their_full_masks() -> None:
 
 def test_no_masks_and_wrong_masks() -> None:
     none, one = pack([], (4, 5)), pack(np.ones((1, 4, 5), bool), (4, 5))
-    assert dice_matrix(none, one).shape == (0, 1) and iou_matrix(one, none).shape == (1, 0)
+    assert intersections(none, one).shape == (0, 1) and iou_matrix(one, none).shape == (1, 0)
     with pytest.raises(ValueError, match=r"uint8 \[4, 5\].*must be bool \[4, 5\]"):
         pack(np.ones((1, 4, 5), np.uint8), (4, 5))
     with pytest.raises(ValueError, match=r"\[5, 4\].*must be bool \[4, 5\]"):
         pack(np.ones((1, 5, 4), bool), (4, 5))
     with pytest.raises(ValueError, match=r"\[4, 5\] and \[5, 4\]"):
-        dice_matrix(one, pack([], (5, 4)))
+        intersections(one, pack([], (5, 4)))

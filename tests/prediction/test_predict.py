@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from medsam3.evaluation.metrics import Comparison, dice
+from medsam3.evaluation.metrics import dice
 from medsam3.layouts.readers import open_reader
 from medsam3.prediction import segmentation
 from medsam3.prediction.command import predict
 from medsam3.prediction.jobs import RESULT
 from medsam3.registry.spec import load_specs
 from tests.conftest import ROOT, save_picture
+from tests.evaluation.test_metrics import overlap
 from tests.prediction.predict_config import predict_config
 from tests.scripts import run_script
 
@@ -88,7 +89,7 @@ def test_masks_and_scores_are_those_of_evaluate(data, tmp_path):
         assert [f"{entry[key]:.6f}" for key in ("score", "presence")] == [row["score"], row["presence"]]
         mask = pixels(folder / f"masks/{number + 1}_{row['concept'].replace(' ', '_')}.png") > 0
         truth = reader.masks(reader.item(row["item"]))[row["concept"]].union()
-        assert f"{dice(Comparison(mask, truth)):.6f}" == row["dice"] and str(mask.sum()) == row["prediction_px"]
+        assert f"{dice(overlap(mask, truth)):.6f}" == row["dice"] and str(mask.sum()) == row["prediction_px"]
 
 
 def test_one_bad_file_stops_no_other_and_stands_at_the_end(pictures):

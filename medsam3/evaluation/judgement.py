@@ -1,0 +1,136 @@
+"""One image judged: all that was asked of it, and what came back, held against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsam3.data.corpus import Corpus
+from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.answers import Boxes
+from medsam3.evaluation.asking import MARKED, PRESENT
+from medsam3.evaluation.counting import PixelCounter
+from medsam3.evaluation.findings import Finding
+from medsam3.evaluation.metrics import MaskPair, Overlap, measure
+from medsam3.evaluation.scores import QueryResult
+from medsam3.evaluation.swapped import NOT_SWAPPED, Swapped, swapped_dice
+from medsam3.layouts.instances import Instances, Mask
+from medsam3.prediction.image import Prediction
+
+MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is to be found of one concept."""
+
+    mask: Mask  # [H, W], the union of its instances
+    ceiling: float  # Dice of its largest instance with the union
+    boxes: Boxes  # of its instances
+    spacing: tuple[float, float]  # see MaskPair
+
+    @classmethod
+    def of(cls, instances: Instances, spacing_mm: tuple[float, float] | None) -> Truth:
+        mask = instances.union()
+        largest, total = int(instances.areas_px.max(initial=0)), int(np.count_nonzero(mask))
+        ceiling = 2 * largest / (largest + total) if total else 1.0
+        return cls(mask, ceiling, instances.boxes_cxcywh, spacing_mm or (1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Words:
+    """What was asked of an image in one way, and the answer."""
+
+    concept: str
+    prompt: str
+    kind: str  # see QueryResult
+    prediction: Prediction
+    own: int  # place of its truth; behind all of them: there is none
+    reworded: bool = False
+
+
+def words_asked(
+    corpus: Corpus,
+    rows: ImageRows,
+    truths: Mapping[str, Truth],
+    found: Sequence[Prediction],
+    foreign: Mapping[str, str],
+    phrases: Mapping[str, str],
+) -> list[Words]:
+    """
+    Args:
+        found: for the concepts of `truths`, the words in `foreign` (-> kind) and those in `phrases` (-> concept).
+    """
+    places = {concept: place for place, concept in enumerate(truths)}
+    named = [
+        (name, corpus.prompt(rows.dataset, name), PRESENT if truth.mask.any() else MARKED, places[name], False)
+        for name, truth in truths.items()
+    ]
+    named += [(word, word, kind, len(truths), False) for word, kind in foreign.items()]
+    named += [(concept, phrase, PRESENT, places[concept], True) for phrase, concept in phrases.items()]
+    return [
+        Words(concept, prompt, kind, prediction, own, reworded)
+        for (concept, prompt, kind, own, reworded), prediction in zip(named, found, strict=True)
+    ]
+
+
+def judge(
+    corpus: Corpus, rows: ImageRows, truths: Sequence[Truth], words: Sequence[Words], metrics: Sequence[str]
+) -> Finding:
+    nothing = Truth.of(Instances.separate([], truths[0].mask.shape), None)
+    truths = [*truths, nothing]
+    counter = PixelCounter([truth.mask for truth in truths], words[0].prediction.answer.device)
+    own = [asked.own for asked in words]
+    first, *further = words[0].prediction.answers
+    pairs = counter.pairs([asked.prediction.answers[first].pixels for asked in words])
+    overlaps = {first: pairs.overlaps(own)}
+    for rule in further:
+        overlaps[rule] = counter.overlaps([asked.prediction.answers[rule].pixels for asked in words], own)
+    there = np.flatnonzero(counter.truth_px).tolist()
+    absent = [place for place, asked in enumerate(words) if asked.kind != PRESENT]
+    dice = pairs.dice[:, there]
+    perfect = counter.truth_pairs().dice[np.ix_(there, there)]
+    swapped = dict(zip(there, swapped_dice(dice[there], perfect, dice[absent]), strict=True))
+    results: list[QueryResult] = []
+    reworded: list[QueryResult] = []
+    for place, asked in enumerate(words):
+        for rule, counted in overlaps.items():
+            beside = swapped.get(place, NOT_SWAPPED) if rule == first else NOT_SWAPPED
+            result = _result(rows, asked, rule, counted[place], truths[asked.own], beside, metrics)
+            (reworded if asked.reworded else results).append(result)
+    few = len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS
+    return Finding(
+        dataset=rows.dataset,
+        item=rows.item,
+        results=results,
+        reworded=reworded,
+        concepts=[words[place].concept for place in there] if few else [],
+        cross_dice=dice[there].tolist() if few else [],
+    )
+
+
+def _result(
+    rows: ImageRows, asked: Words, rule: str, pixels: Overlap, truth: Truth, swapped: Swapped, metrics: Sequence[str]
+) -> QueryResult:
+    answer = asked.prediction.answers[rule]
+    return QueryResult(
+        dataset=rows.dataset,
+        item=rows.item,
+        group=rows.group,
+        part=rows.part,
+        concept=asked.concept,
+        prompt=asked.prompt,
+        rule=rule,
+        kind=asked.kind,
+        score=answer.score,
+        presence=asked.prediction.presence,
+        values=measure(pixels, MaskPair(answer.mask, truth.mask, truth.spacing), metrics),
+        ceiling=truth.ceiling,
+        truth_px=pixels.truth_px,
+        prediction_px=pixels.prediction_px,
+        swapped=swapped.answers,
+        swapped_truths=swapped.truths,
+        swapped_absent=swapped.absent,
+    )
