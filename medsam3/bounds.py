@@ -89,6 +89,7 @@ RANGES: dict[str, Range] = {
     "max_distance": BITS,
     "export_id": NNUNET_ID,
     "attempts": POSITIVE,
+    "nsd_mm": NOT_NEGATIVE,
     "wait_s": NOT_NEGATIVE,
     "timeout_s": POSITIVE,
     "*workers": NOT_NEGATIVE,

@@ -306,6 +306,9 @@ class EvaluateConfig(RunConfig):
     image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
     bf16: bool = MISSING
     allow_training_rows: bool = MISSING  # evaluate on rows that the checkpoint was trained on
+    volumes: bool = MISSING  # put slices together to volumes and measure these instead (evaluation/volumes.py)
+    nsd_mm: list[float] = MISSING  # of volumes: tolerances of the normalised surface Dice
+    volume: VolumeConfig = field(default_factory=VolumeConfig)  # how volumes are predicted
     data: DataConfig = field(default_factory=DataConfig)
     prediction: PredictionConfig = field(default_factory=PredictionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -5,9 +5,12 @@ from medsam3.config import EvaluateConfig, register_schemas
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    from medsam3.evaluation import measurement  # takes seconds, so only after the configuration is checked
+    from medsam3.evaluation import measurement, volume_measurement  # take seconds: after the configuration is checked
 
-    measurement.evaluate(config)
+    if config.volumes:
+        volume_measurement.evaluate_volumes(config)
+    else:
+        measurement.evaluate(config)
 
 
 if __name__ == "__main__":

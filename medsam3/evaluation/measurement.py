@@ -51,14 +51,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         check_metrics(config.evaluation.metrics)
         folder = writable_folder(config.output_dir, "output_dir", "output_root")
         baseline = read_baseline(Path(config.baseline)) if config.baseline else None
-        names, missing = _prepared(config)
+        names, missing = prepared_sets(config)
         corpus = open_corpus(config.data, names)
         check_foreign(corpus, config.evaluation.foreign)
         check_concepts(corpus.specs.values(), config.evaluation)
-        parts = _parts(config, corpus)
+        parts = parts_asked(config, corpus)
         asked = asked_images(corpus, parts, config.evaluation)
         source = open_source(config, corpus, parts, asked, device)
-        question = _question(config, source, rows_asked(corpus, parts, asked, config.evaluation))
+        question = question_of(config, source, rows_asked(corpus, parts, asked, config.evaluation))
         differences = baseline.differences(question) if baseline else []
         say = print if distributed.is_main() else lambda *_: None
         for line in source.report:
@@ -108,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         return evaluation
 
 
-def _question(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> Question:
+def question_of(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> Question:
     facts = {name: value for name, value in vars(source).items() if name not in ("answers", "report", "chosen_on")}
     return Question(
         **facts,
@@ -143,7 +143,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         picture.save(pictures / name)
 
 
-def _parts(config: EvaluateConfig, corpus: Corpus) -> dict[str, str]:
+def parts_asked(config: EvaluateConfig, corpus: Corpus) -> dict[str, str]:
     """The part to evaluate of each data set: the one that `split` names, else the one that reports."""
     named = config.split if isinstance(config.split, str) else config.split[0] if len(config.split) == 1 else ""
     parts = {name: named if named in ("train", "val") else corpus.part_to_report(name) for name in corpus.specs}
@@ -156,7 +156,7 @@ def _parts(config: EvaluateConfig, corpus: Corpus) -> dict[str, str]:
     return parts
 
 
-def _prepared(config: EvaluateConfig) -> tuple[list[str], list[str]]:
+def prepared_sets(config: EvaluateConfig) -> tuple[list[str], list[str]]:
     """The data sets of a split that are prepared, and those that are not."""
     use = {"train": "train", "val": "train", "test": "train", "internal": "internal", "external": "external"}
     named = [config.split] if isinstance(config.split, str) else list(config.split)

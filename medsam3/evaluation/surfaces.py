@@ -64,8 +64,18 @@ _SPARSE = 1 / 8
 _ROUNDING = 1e-9  # relative: 3 pixels of 0.1 mm lie within 0.3 mm
 
 
-def nsd(prediction: Mask, truth: Mask, tolerance: float, spacing: Sequence[float]) -> float:
+def nsd(
+    prediction: Mask,
+    truth: Mask,
+    tolerance: float,
+    spacing: Sequence[float],
+    cut: tuple[bool, bool] = (False, False),
+) -> float:
     """The share of both outlines that lies within `tolerance` of the other, by length (2D) or area (3D); 0 to 1.
+
+    Args:
+        cut: whether what is there goes on before the first and behind the last slice (of the first axis): the faces
+            there are no outline then. Of a single slice nothing is left: NaN.
 
     Raises:
         ValueError: masks that are not bool, 2D or 3D, or differ in shape; a spacing that does not fit or is not
@@ -76,7 +86,10 @@ def nsd(prediction: Mask, truth: Mask, tolerance: float, spacing: Sequence[float
     cropped = _cropped(prediction, truth, spacing)
     if cropped is None:
         return 1.0
-    (outline, sizes), (other, other_sizes) = (_surface(mask, spacing) for mask in cropped)
+    faces = [end for end, is_cut in zip((0, -1), cut, strict=True) if is_cut and (prediction[end] | truth[end]).any()]
+    (outline, sizes), (other, other_sizes) = (_without(*_surface(mask, spacing), faces) for mask in cropped)
+    if not len(sizes) + len(other_sizes):
+        return math.nan
     there, back = _distances(outline, other, spacing)
     reach = tolerance * (1 + _ROUNDING)
     within = sizes[there <= reach].sum() + other_sizes[back <= reach].sum()
@@ -150,6 +163,13 @@ def _surface(mask: Mask, spacing: Sequence[float]) -> tuple[Mask, Floats]:
     sizes = _sizes(tuple(spacing))
     passed = (codes > 0) & (codes < len(sizes) - 1)
     return passed, sizes[codes[passed]]
+
+
+def _without(passed: Mask, sizes: Floats, layers: Sequence[int]) -> tuple[Mask, Floats]:
+    """A surface without what lies in these layers of the first axis."""
+    kept = np.ones(len(passed), bool)
+    kept[list(layers)] = False
+    return passed & kept.reshape(-1, *[1] * (passed.ndim - 1)), sizes[kept[np.nonzero(passed)[0]]]
 
 
 @lru_cache(maxsize=256)

@@ -34,7 +34,7 @@ class Pictures(Protocol):
 class VolumePrediction:
     concepts: list[str]
     masks: Mask  # [C, D, H, W]; they may overlap
-    confidences: NDArray[np.float16]  # [C, D, H, W] probability of the mask times score; of one concept: zeros
+    confidences: NDArray[np.float32]  # [C, D, H, W] probability of the mask times score; of one concept: zeros
     scores: NDArray[np.float32]  # [C, D] of the answer on each slice, found or not: see rules.Choice
 
     def resolved(self, exclusive: Collection[str]) -> Mask:
@@ -44,8 +44,8 @@ class VolumePrediction:
         for index in range(masks.shape[1] if len(numbers) > 1 else 0):
             overlaps = Overlaps(masks.shape[2:], torch.device("cpu"))
             for number in numbers:
-                confidence = self.confidences[number, index].astype(np.float32)
-                overlaps.add(number, torch.from_numpy(masks[number, index]), torch.from_numpy(confidence))
+                claimed = (masks[number, index], self.confidences[number, index])
+                overlaps.add(number, *map(torch.from_numpy, claimed))
             for number in numbers:
                 masks[number, index] = overlaps.mask(number).numpy()
         return masks
@@ -69,7 +69,8 @@ class VolumeMasks:
         self.size = pictures[0].shape[:2]
         shape = (len(concepts), len(pictures), *self.size)
         self.masks, self.seeds = np.zeros(shape, bool), np.zeros(shape, bool)
-        self.probabilities, self.confidences = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
+        self.probabilities = np.zeros(shape, np.float16)
+        self.confidences = np.zeros(shape, np.float32)  # rounded, ties would decide otherwise than on single pictures
         self.scores = np.zeros(shape[:2], np.float32)
         self.concepts = list(concepts)
 

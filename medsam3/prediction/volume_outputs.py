@@ -23,7 +23,7 @@ from medsam3.prediction.writers import usual_ending, write_volume
 from medsam3.registry.vocabulary import Vocabulary
 
 KINDS = ("index", "masks")  # of the outputs; the others are for pictures
-BYTES_PER_VOXEL = 4  # and prompt: a mask, a confidence, and the mask without overlaps
+BYTES_PER_VOXEL = 6  # and prompt: a mask, a confidence, and the mask without overlaps
 
 
 def source_hash(path: Path) -> str:

@@ -151,3 +151,22 @@ def test_bad_input_is_refused(change: dict, message: str) -> None:
     good = {"prediction": np.ones((5, 7), bool), "truth": np.ones((5, 7), bool), "tolerance": 1, "spacing": (1, 1)}
     with pytest.raises(ValueError, match=message):
         nsd(**(good | change))
+
+
+@pytest.mark.parametrize("slices", [2, 5])
+def test_a_cut_through_what_goes_on_is_no_outline(slices):
+    """An extruded shape has the NSD of its section, wherever it is cut, as areas are lengths times height."""
+    rows, columns = np.mgrid[:40, :50]
+    disc = (rows - 20) ** 2 + (columns - 25) ** 2 < 12**2
+    other = (rows - 20) ** 2 + (columns - 28) ** 2 < 10**2
+    solid, second = (np.repeat(section[None], slices, axis=0) for section in (disc, other))
+    section = nsd(disc, other, 2.0, (1.0, 0.8))
+    assert 0.2 < section < 0.8
+    assert nsd(solid, second, 2.0, (3.0, 1.0, 0.8), cut=(True, True)) == pytest.approx(section, abs=1e-12)
+    assert nsd(solid, second, 2.0, (3.0, 1.0, 0.8)) > section + 0.05  # the same faces on both
+    one_end = nsd(solid, second, 2.0, (3.0, 1.0, 0.8), cut=(False, True))
+    assert section < one_end < nsd(solid, second, 2.0, (3.0, 1.0, 0.8))
+    inside = np.pad(solid, ((1, 1), (0, 0), (0, 0))), np.pad(second, ((1, 1), (0, 0), (0, 0)))
+    whole = nsd(*inside, 2.0, (3.0, 1.0, 0.8))
+    assert nsd(*inside, 2.0, (3.0, 1.0, 0.8), cut=(True, True)) == whole  # nothing reaches the cut
+    assert np.isnan(nsd(solid[:1], second[:1], 2.0, (3.0, 1.0, 0.8), cut=(True, True)))

@@ -1,0 +1,209 @@
+"""Volumes put together from slices: numbers against those of the slices and by hand, what is incomplete or refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from medsam3.config import EvaluationConfig, ForeignConfig
+from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.surfaces import nsd
+from medsam3.evaluation.volume_tables import volumes_csv, volumes_markdown
+from medsam3.evaluation.volumes import VolumeResult, find_volumes, measure_volumes
+from medsam3.prediction.tracker import TrackedVolume
+from medsam3.prediction.volume import VolumePrediction
+from tests.scripts import run_script
+
+CONFIG = EvaluationConfig(
+    metrics=["dice"], concepts="ours", ask="present", foreign=ForeignConfig(hard=0, easy=0, seed=0), synonyms=False,
+    images=None, overlays=0, save_masks=False, workers=0,
+)  # fmt: skip
+SPACING = (5.0, 2.0, 0.5)  # mm from slice to slice, row to row, column to column
+SHAPE = (6, 10, 12)
+
+
+def box(*bounds: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[tuple(slice(*own) for own in bounds)] = True
+    return mask
+
+
+LEFT, RIGHT = box((1, 5), (2, 8), (1, 5)), box((0, 3), (3, 9), (7, 11))
+FOUND = {"left square": box((2, 6), (2, 8), (1, 5)), "right square": box((0, 3), (3, 9), (6, 11))}
+
+
+@pytest.fixture
+def corpus_of(folder, reader_of) -> Callable[..., Any]:
+    """A corpus of one volume `v` and its slices of these numbers; `left square` may not overlap `right square`."""
+    for name, voxels in (("images", np.arange(720).reshape(SHAPE) % 251), ("masks", 1 * LEFT + 2 * RIGHT)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        array = voxels.astype(np.uint8).transpose(2, 1, 0)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([*SPACING[::-1], 1.0])), folder / name / "v.nii.gz")
+    files = {"images": "images/{id}.nii.gz", "masks": "masks/{id}.nii.gz"}
+    reader = reader_of(**files, reader="label_volume", options={"axis": 2}, modality="mr")
+
+    def make(numbers: Collection[int] = range(6), exclusive: tuple[str, ...] = ()) -> Any:
+        rows = []
+        for item in reader.items():
+            if item.masks.index in numbers:
+                masks = reader.masks(item)
+                there = tuple(concept for concept, found in masks.items() if found.union().any())
+                absent = tuple(set(masks) - set(there))
+                rows.append(ImageRows("small", item.id, "patient", "val", there, absent))
+        return SimpleNamespace(
+            readers={"small": reader},
+            specs={"small": reader.spec},
+            images=lambda _name, _part: rows[::-1],  # in any order
+            prompt=lambda _name, concept: f"the {concept}",
+            exclusive=lambda _name: exclusive,
+        )
+
+    return make
+
+
+class Predictor:
+    """Finds FOUND in the slices that it is shown, which it knows by their pixels."""
+
+    config = SimpleNamespace(mode="detector")
+    predictor = SimpleNamespace(config=SimpleNamespace(rules=["union"], resolve_overlaps=True))
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, list[str], list[str], Any]] = []
+
+    def predict(self, pictures: Any, concepts: list[str], prompts: list[str], spacing_mm: Any) -> TrackedVolume:
+        self.asked.append((len(pictures), concepts, prompts, spacing_mm))
+        volume = np.arange(720).reshape(SHAPE) % 251
+        upright = volume.transpose(0, 2, 1)  # axis 2 of the file, its x along the rows
+        numbers = [next(z for z in range(6) if (upright[z] == pictures[i][..., 0]).all()) for i in range(len(pictures))]
+        masks = np.stack([FOUND[name].transpose(0, 2, 1)[numbers] for name in concepts])
+        sure = masks * np.array([0.9 if name == "right square" else 0.5 for name in concepts])[:, None, None, None]
+        scores = np.full(masks.shape[:2], 0.5, np.float32)
+        return TrackedVolume(VolumePrediction(concepts, masks, sure.astype(np.float32), scores), None)
+
+
+def measure(corpus: Any, tolerances: tuple[float, ...] = (2.0,)) -> tuple[dict[str, VolumeResult], Predictor, str]:
+    predictor: Any = Predictor()
+    found, left_out = find_volumes(corpus, {"small": "val"}, CONFIG)
+    results, _ = measure_volumes(corpus, found, predictor, ["dice", "precision", "hd95"], tolerances)
+    table = volumes_markdown(results, found["small"], left_out)
+    return {result.concept: result for result in results}, predictor, table
+
+
+def test_a_whole_volume(corpus_of):
+    results, predictor, table = measure(corpus_of(), (2.0, 5.0))
+    spacing = (SPACING[0], SPACING[2], SPACING[1])
+    concepts = ["left square", "right square"]
+    assert predictor.asked == [(6, concepts, [f"the {name}" for name in concepts], pytest.approx(spacing))]
+    left, right = results["left square"], results["right square"]
+    assert left.values["dice"] == pytest.approx(2 * 72 / (96 + 96)) and left.values["precision"] == 0.75
+    assert right.values["dice"] == pytest.approx(2 * 72 / (72 + 90))
+    for concept, truth in (("left square", LEFT), ("right square", RIGHT)):
+        for tolerance in (2.0, 5.0):
+            expected = nsd(FOUND[concept], truth, tolerance, SPACING)
+            assert results[concept].values[f"nsd_{tolerance:g}mm"] == pytest.approx(expected, abs=1e-12)
+    assert left.values["hd95"] == 5.0 and right.values["hd95"] == 0.5  # a slice, a column
+    assert (left.group, left.volume, left.slices, left.slices_in_file, left.stretches) == ("patient", "v", 6, 6, 1)
+    assert (left.truth_voxels, left.prediction_voxels, left.score) == (96, 96, 0.5)
+    assert "| small | all | 2 |" in table and "Incomplete" not in table
+    lines = list(csv.DictReader(volumes_csv(list(results.values())).splitlines()))
+    assert lines[0]["spacing_mm"] == "5 x 0.5 x 2" and lines[0]["present"] == "1"
+
+
+def test_slices_of_another_part_do_not_count_and_are_said(corpus_of):
+    results, predictor, table = measure(corpus_of(numbers=(2, 3, 4)))
+    assert predictor.asked[0][0] == 3 and results["left square"].values["dice"] == 1.0
+    assert math.isnan(results["left square"].values["hd95"])
+    truth, answer = (mask[2:5].transpose(0, 2, 1) for mask in (RIGHT, FOUND["right square"]))
+    expected = nsd(answer, truth, 2.0, (5.0, 0.5, 2.0), cut=(True, True))
+    assert results["right square"].values["nsd_2mm"] == pytest.approx(expected)
+    assert "small/v: 3 of 6 slices (2-4)" in table
+
+
+def test_across_a_gap_nothing_is_followed_and_no_distance_is_measured(corpus_of):
+    results, predictor, table = measure(corpus_of(numbers=(0, 1, 4, 5)))
+    assert [count for count, *_ in predictor.asked] == [2, 2]
+    left = results["left square"]
+    assert left.values["dice"] == pytest.approx(2 * 24 / (48 + 48)) and left.stretches == 2
+    assert math.isnan(left.values["nsd_2mm"]) and ",," in volumes_csv([left]).splitlines()[1]
+    assert "4 of 6 slices (0-1, 4-5)" in table and "without distances: small/v" in table
+    assert table.count("| - |") == 3
+
+
+def test_exclusive_concepts_share_no_voxel(corpus_of, monkeypatch):
+    monkeypatch.setitem(FOUND, "left square", box((0, 6), (0, 10), (0, 12)))
+    alone = measure(corpus_of())[0]["left square"]
+    shared = measure(corpus_of(exclusive=("left square", "right square")))[0]["left square"]
+    assert alone.prediction_voxels == 720 and shared.prediction_voxels == 720 - 90  # of less confidence
+
+
+def test_a_concept_is_asked_of_all_slices_if_one_holds_it(corpus_of):
+    _, predictor, _ = measure(corpus_of(numbers=(4, 5)))
+    assert predictor.asked[0][1] == ["left square"]  # the right one ends on slice 2
+    corpus = corpus_of(numbers=(3, 5))
+    with pytest.raises(ValueError, match=r"no volume of several slices.*small: 1 volumes with one slice in part 'val'"):
+        find_volumes(corpus_of(numbers=(3,)), {"small": "val"}, CONFIG)
+    corpus.readers["small"] = SimpleNamespace(item=lambda name: name, slice_of=lambda _item: None)
+    with pytest.raises(ValueError, match="small: its images are no slices of volumes"):
+        find_volumes(corpus, {"small": "val"}, CONFIG)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_script_in_both_modes_against_the_slices(data, tmp_path):
+    """The Dice of a volume follows from the Dice and the sizes of the masks on its slices."""
+    common = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "device=cpu", "evaluation.workers=0", *data]
+    common += ["evaluation=recommended", "prediction.union_threshold=0.1", "evaluation.overlays=0"]
+    run_script("evaluate.py", *common, "name=slices", "evaluation.ask=present", cwd=tmp_path)
+    done = run_script("evaluate.py", *common, "name=volumes", "volumes=true", cwd=tmp_path)
+    assert "18 of 189 slices (80-97)" in done.stdout
+    slices = [row for row in rows_of(tmp_path / "runs/slices/results.csv") if row["rule"] == "union"]
+    volumes = rows_of(tmp_path / "runs/volumes/results_volumes.csv")
+    assert [row["concept"] for row in volumes] == ["brain", "gray matter", "white matter"]
+    for row in volumes:
+        own = [other for other in slices if other["concept"] == row["concept"]]
+        sizes = np.array([int(other["truth_px"]) + int(other["prediction_px"]) for other in own])
+        dice = np.array([float(other["dice"]) for other in own])
+        assert len(own) == int(row["slices"]) == 18 and row["spacing_mm"] == "1 x 1 x 1"
+        assert int(row["prediction_voxels"]) == pytest.approx(sum(int(o["prediction_px"]) for o in own), rel=0.01)
+        assert float(row["dice"]) == pytest.approx((dice * sizes).sum() / sizes.sum(), abs=0.005)
+        assert 0 < float(row["nsd_2mm"]) < 1
+    tracker = ["volume.mode=tracker", "volume.tracker=tiny", "name=tracked"]
+    run_script("evaluate.py", *common, "volumes=true", *tracker, "evaluation.metrics=[dice]", cwd=tmp_path)
+    tracked = rows_of(tmp_path / "runs/tracked/results_volumes.csv")
+    assert {row["mode"] for row in tracked} == {"tracker"} and [row["dice"] for row in tracked] != [
+        row["dice"] for row in volumes
+    ]
+    question = json.loads((tmp_path / "runs/tracked/results_volumes.json").read_text())["question"]
+    assert question["tracker_vision"] == "original" and question["volume"]["mode"] == "tracker"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("prompt=box", "volumes=true: prompt=box: is for slices"),
+        ("predictions=masks", "volumes=true: predictions=masks: is for slices"),
+        ("nsd_mm=[]", "nsd_mm=.*: must name one tolerance or several"),
+        ("nsd_mm=[2,2]", "nsd_mm=.*: must name one tolerance or several"),
+        ("nsd_mm=[-1]", "nsd_mm.*=-1.*: must be 0 or more"),
+        ("volume.mode=tracker", "the tracker is missing|volume.tracker=no/where"),
+    ],
+)
+def test_what_volumes_do_not_have(override, message, data, tmp_path):
+    common = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "device=cpu", *data, "volumes=true"]
+    tracker = ["volume.tracker=./no/where"] if override == "volume.mode=tracker" else []
+    done = run_script("evaluate.py", *common, override, *tracker, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert re.search(message.replace("no/where", "./no/where"), done.stderr), done.stderr
