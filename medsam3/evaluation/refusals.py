@@ -6,11 +6,14 @@ NaN, never a number. Scores outside 0 to 1 and NaN are refused (`ValueError`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy import special, stats
+
+from medsam3.evaluation.statistics import MIN_GROUPS, MeanInterval, mean_interval
 
 Floats = NDArray[np.float64]
 
@@ -39,8 +42,57 @@ def presence_auroc(present_scores: ArrayLike, absent_scores: ArrayLike) -> float
     present, absent = checked_scores(present_scores), checked_scores(absent_scores)
     if not (present.size and absent.size):
         return float("nan")
-    ranks = rankdata(np.concatenate([present, absent]))[: present.size]
-    return float((ranks.mean() - (present.size + 1) / 2) / absent.size)
+    return float(_below(absent, present).mean())
+
+
+def rate_interval(hits: ArrayLike, groups: Sequence[str], level: float, draws: int, seed: int) -> MeanInterval:
+    """A share of rows with its interval by groups, see `mean_interval`.
+
+    Where all rows are alike (no false positive at all) a bootstrap has nothing to draw from, and its interval would be
+    a point. Then the exact binomial one (Clopper and Pearson) of as many trials as there are groups takes its place.
+    """
+    found = mean_interval(hits, groups, level, draws, seed)
+    if found.interval is None or found.mean not in (0.0, 1.0):
+        return found
+    reach = 1 - ((1 - level) / 2) ** (1 / found.groups)
+    return replace(found, interval=(0.0, reach) if found.mean == 0.0 else (1 - reach, 1.0))
+
+
+def auroc_interval(
+    present: ArrayLike, present_groups: Sequence[str], absent: ArrayLike, absent_groups: Sequence[str], level: float
+) -> MeanInterval | None:
+    """Presence AUROC with an interval by groups, each with all its rows, present and absent.
+
+    The variance is that of the placements (DeLong's, summed by group as Obuchowski 1997); the interval is Student's on
+    the scale of logits, so that it stays within 0 to 1. None below 10 groups, and where all present rows score above
+    all absent ones, or below: nothing tells then how sure that is. Simulated at 40 groups of 1 or 5 images, at 95 %:
+    94.5 to 95.9 % covered for an AUROC of 0.5 to 0.76, 92 to 93 % for one of 0.96.
+
+    Args:
+        present, absent: scores.
+
+    Returns:
+        None where one side has no row; `rows` are those of both.
+    """
+    yes, no = checked_scores(present), checked_scores(absent)
+    if not (yes.size and no.size):
+        return None
+    auroc = presence_auroc(yes, no)
+    names, index = np.unique([*present_groups, *absent_groups], return_inverse=True)
+    interval = None
+    if len(names) >= MIN_GROUPS and 0 < auroc < 1:
+        off = np.concatenate([(_below(no, yes) - auroc) / yes.size, (1 - _below(yes, no) - auroc) / no.size])
+        spread = (np.bincount(index, off) ** 2).sum() * len(names) / (len(names) - 1)
+        reach = stats.t.ppf((1 + level) / 2, len(names) - 1) * np.sqrt(spread) / (auroc * (1 - auroc))
+        low, high = special.expit(special.logit(auroc) + np.array([-reach, reach]))
+        interval = (float(low), float(high))
+    return MeanInterval(auroc, interval, level, int(yes.size + no.size), len(names))
+
+
+def _below(scores: Floats, values: Floats) -> Floats:
+    """Of each value the share of scores below it, ties half."""
+    ordered = np.sort(scores)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
 
 
 @dataclass(frozen=True)
