@@ -55,6 +55,10 @@ class Side:
         """The first one chooses the model."""
         return list(self.results.rows)
 
+    @property
+    def everything(self) -> list[QueryResult]:
+        return [*self.cases, *self.foreign]
+
     @cached_property
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(case.dataset for case in self.cases))
@@ -70,6 +74,14 @@ class Side:
         """The cases of a rule, in one data set or all, whose concept is in the image (or is not)."""
         names = self.datasets if dataset is None else [dataset]
         return [case for name in names for case in self._parts.get((rule, name, present), [])]
+
+    def absent(self, rule: str) -> dict[str, list[QueryResult]]:
+        """The cases of a rule whose concept is not in the image, foreign words too, by kind."""
+        found: dict[str, list[QueryResult]] = {}
+        for case in self.everything:
+            if case.rule == rule and not case.present:
+                found.setdefault(case.kind, []).append(case)
+        return found
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,15 @@ def read_side(folder: Path) -> Side:
     Raises:
         ValueError: see `read_results`; or a column of the evaluator is missing.
     """
-    results = read_results(folder)
+    return side_of(read_results(folder))
+
+
+def side_of(results: Results) -> Side:
+    """
+    Raises:
+        ValueError: a column of the evaluator is missing.
+    """
+    folder = results.folder
     try:
         cases = [
             QueryResult(

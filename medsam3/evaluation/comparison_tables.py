@@ -12,6 +12,8 @@ import numpy as np
 
 from medsam3.evaluation.comparison import Contestant, Duel, Settings, Spread
 from medsam3.evaluation.metrics import METRICS, Metric
+from medsam3.evaluation.obedience_tables import refusal_comparison
+from medsam3.evaluation.results import Results
 from medsam3.evaluation.statistics import MIN_GROUPS
 from medsam3.messages import markdown_table
 
@@ -39,6 +41,7 @@ def comparison_markdown(
     tests = f"{len({duel.dataset for duel in duels})} data sets"
     tests += f" x {len(contestants) - 1} contestants" if len(contestants) > 2 else ""
     parts.append(LEGEND.format(level=settings.level, groups=MIN_GROUPS, tests=tests))
+    parts += [text] if (text := refusal_comparison(_runs(contestants))) else []
     left_out = sorted({f"{d.dataset} ({d.metric}, {d.rule}): {d.left_out}" for d in duels if d.left_out})
     if left_out:
         parts.append("Pairs left out, as a value is not finite: " + "; ".join(left_out) + ".\n")
@@ -48,6 +51,14 @@ def comparison_markdown(
     if notes:
         parts.append("Different between the evaluations:\n" + "".join(f"- {note}\n" for note in notes))
     return "\n".join(parts)
+
+
+def _runs(contestants: Sequence[Contestant]) -> list[tuple[str, Results]]:
+    return [
+        (c.name if len(c.runs) == 1 else f"{c.name}, run {number}", run)
+        for c in contestants
+        for number, run in enumerate(c.runs, start=1)
+    ]
 
 
 def _grouped(duels: Sequence[Duel]) -> Iterator[tuple[tuple[str, str], list[Duel]]]:

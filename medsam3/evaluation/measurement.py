@@ -17,6 +17,8 @@ from medsam3.evaluation.extremes import EXTREMES, extreme_images
 from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.metrics import check_metrics
+from medsam3.evaluation.obedience import obedience
+from medsam3.evaluation.obedience_tables import obedience_markdown
 from medsam3.evaluation.page import write_report
 from medsam3.evaluation.question import Question, Rows, rows_asked
 from medsam3.evaluation.scores import dice_intervals
@@ -98,10 +100,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             if differences:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
-            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores, beside))
+            words = obedience(evaluation.results, evaluation.reworded)
+            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores, beside, words))
+            write_text(folder / "refusals.md", obedience_markdown(words))
             write_evaluation(folder, evaluation)
             write_table_3(folder, corpus, question, evaluation, baseline)
-            say(f"\n{table}\nresults.csv, results.json, table.md and overlays/ lie in {folder}")
+            say(f"\n{table}\nresults.csv, results.json, table.md, refusals.md and overlays/ lie in {folder}")
         journal.discard()
         if distributed.is_main():
             say(f"report   {write_report(folder)}")

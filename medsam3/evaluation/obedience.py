@@ -7,7 +7,7 @@ Every number has its interval by groups, see `mean_interval`. Fractions in 0..1;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from medsam3.evaluation.asking import FOREIGN, MARKED, PRESENT
 from medsam3.evaluation.concept_f1 import SCORE_THRESHOLD, ImageLevel
-from medsam3.evaluation.refusals import auroc_interval, mean_by_coverage, rate_interval, reliability
+from medsam3.evaluation.refusals import auroc_interval, mean_by_coverage, presence_auroc, rate_interval, reliability
 from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
 from medsam3.evaluation.statistics import MeanInterval, mean_interval
 
@@ -88,6 +88,24 @@ class Worth:
     dice_by_coverage: dict[str, float]  # share kept, those of the highest scores -> mean Dice of present queries
 
 
+@dataclass(frozen=True)
+class Obedience:
+    refusals: list[Refusal]
+    swaps: list[Swap]
+    spreads: list[Spread]
+    worths: list[Worth]
+
+
+def obedience(results: Sequence[QueryResult], reworded: Sequence[QueryResult]) -> Obedience:
+    """All that the rows of an evaluation tell.
+
+    Args:
+        reworded: see `Finding`.
+    """
+    prompts = {(row.dataset, row.concept): row.prompt for row in results}
+    return Obedience(refusals(results), swaps(results), spreads(reworded, prompts), worths(results))
+
+
 def refusals(results: Iterable[QueryResult]) -> list[Refusal]:
     """By mask rule, data set and kind, as far as any was asked."""
     found = []
@@ -139,16 +157,15 @@ def _swap(dataset: str, among: str, rows: list[QueryResult], swapped: ArrayLike,
     return Swap(dataset=dataset, among=among, asked=own, swapped=others, perfect=best)
 
 
-def spreads(reworded: Iterable[QueryResult], prompts: Callable[[str, str], str]) -> list[Spread]:
+def spreads(reworded: Iterable[QueryResult], prompts: Mapping[tuple[str, str], str]) -> list[Spread]:
     """
     Args:
-        reworded: see `Finding`.
-        prompts: data set, concept -> the words of the evaluation.
+        prompts: data set and concept -> the words of the evaluation.
     """
     found = []
     for (rule, dataset, concept), rows in _cells(reworded, lambda row: (row.rule, row.dataset, row.concept)).items():
         phrases = _cells(rows, lambda row: row.prompt)
-        prompt = prompts(dataset, concept)
+        prompt = prompts[dataset, concept]
         asked = phrases[prompt]
         found.append(
             Spread(
@@ -168,15 +185,37 @@ def worths(results: Iterable[QueryResult]) -> list[Worth]:
     found = []
     own = _scored(row for row in results if row.kind not in FOREIGN)
     for (rule, dataset), rows in _cells(own, lambda row: (row.rule, row.dataset)).items():
-        there = [row for row in rows if row.kind == PRESENT]
+        there = [row for row in rows if row.kind == PRESENT and math.isfinite(row.values["dice"])]
         ece, kept = None, {}
-        if "iou" in rows[0].values:
-            ece = reliability([row.score for row in rows], achieved(rows), BINS).error
+        if "iou" in rows[0].values and all(map(math.isfinite, outcomes := achieved(rows))):
+            ece = reliability([row.score for row in rows], outcomes, BINS).error
         if there:
             shares, means = mean_by_coverage([row.score for row in there], _dice(there))
             kept = {f"{share:g}": float(means[np.searchsorted(shares, share)]) for share in COVERAGES}
         found.append(Worth(rule=rule, dataset=dataset, answers=len(rows), ece=ece, dice_by_coverage=kept))
     return found
+
+
+def refusal_means(results: Iterable[QueryResult], rule: str) -> dict[str, float]:
+    """Per kind the shares answered and fired and the AUROC, "<kind>/<which>", as unweighted means over data sets.
+
+    Without intervals, which take longer than a validation between two epochs may.
+    """
+    values: dict[str, list[float]] = {}
+    for rows in _cells((row for row in results if row.rule == rule), lambda row: row.dataset).values():
+        there = [row.score for row in rows if row.kind == PRESENT]
+        for kind in ABSENT:
+            if absent := [row for row in rows if row.kind == kind]:
+                scores = [row.score for row in absent]
+                found = {
+                    "answered": np.mean([row.prediction_px > 0 for row in absent]),
+                    "fired": np.mean([score >= SCORE_THRESHOLD for score in scores]),
+                    "auroc": presence_auroc(there, scores) if there else None,
+                }
+                for which, value in found.items():
+                    if value is not None:
+                        values.setdefault(f"{kind}/{which}", []).append(float(value))
+    return {name: float(np.mean(found)) for name, found in values.items()}
 
 
 def achieved(rows: Iterable[QueryResult]) -> list[float]:

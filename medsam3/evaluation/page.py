@@ -17,7 +17,9 @@ from medsam3.evaluation import charts
 from medsam3.evaluation.beside import Mean, Pair, dice_of, key_of, read_pair
 from medsam3.evaluation.extremes import picture_section
 from medsam3.evaluation.metrics import METRICS, Metric
-from medsam3.evaluation.protocol import protocol_section, refusal_section
+from medsam3.evaluation.obedience import BINS, achieved
+from medsam3.evaluation.obedience_tables import obedience_section
+from medsam3.evaluation.protocol import protocol_section
 from medsam3.evaluation.refusals import mean_by_coverage, reliability
 from medsam3.evaluation.scores import LEVEL, QueryResult
 from medsam3.evaluation.statistics import MIN_GROUPS
@@ -26,7 +28,6 @@ from medsam3.messages import listed
 
 MAX_ROWS = 20_000  # of the list of cases
 MAX_BARS = 40
-BINS = 10  # of the reliability diagram
 
 
 def write_report(folder: Path, baseline: Path | None = None) -> Path:
@@ -46,7 +47,7 @@ def write_report(folder: Path, baseline: Path | None = None) -> Path:
 def report(results: Pair) -> str:
     """The page."""
     parts = [_top(results), _overview(results), _means(results), picture_section(results), _curves(results)]
-    parts += [_classes(results), refusal_section(results.ours), protocol_section(results)]
+    parts += [_classes(results), obedience_section(results), protocol_section(results)]
     note, data = _cases(results)
     fill = {"BODY": "\n".join(parts), "CASES": note, "DATA": data}
     template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
@@ -67,9 +68,9 @@ def _top(results: Pair) -> str:
         numbers.append((new, f"mean {METRICS[name].heading}{words}"))
     numbers.append((f"{len({(case.dataset, case.item) for case in ours.cases}):,}", "images"))
     numbers.append((f"{len(ours.of(rule)):,}", "queries: a concept asked of an image that holds it"))
-    if absent := ours.of(rule, present=False):
+    for kind, absent in ours.absent(rule).items():
         answered = 100 * sum(case.prediction_px > 0 for case in absent) / len(absent)
-        numbers.append((f"{answered:.1f}", f"% of {len(absent):,} absent concepts got a mask (lower is better)"))
+        numbers.append((f"{answered:.1f}", f"% of {len(absent):,} absent concepts ({kind}) got a mask; 0 at best"))
     cells = "".join(f"<div><b>{escape(number)}</b>{escape(words)}</div>" for number, words in numbers)
     warnings = list(results.warnings)
     if "box" in ours.question.get("prompt", ""):
@@ -191,12 +192,11 @@ def _curves(results: Pair) -> str:
         figures.append(_figure("Dice against the size of the target", chart, words, charts.legend(before is not None)))
     answers = [case for case in ours.cases if case.rule == ours.rules[0] and math.isfinite(case.score)]
     if answers and "iou" in ours.metrics and all(math.isfinite(case.values["iou"]) for case in answers):
-        achieved = [case.values["iou"] if case.present else 0.0 for case in answers]
-        found = reliability([case.score for case in answers], achieved, BINS)
+        found = reliability([case.score for case in answers], achieved(answers), BINS)
         words = (
             "Are the scores worth what they say? On the dashed line a score of 70 % comes with an IoU of 70 %; below "
             "it the model is too sure, above it too modest. ECE is the mean distance from that line, 0 at best. An "
-            "absent concept counts as IoU 0: a good model gives it a low score."
+            "absent concept of the data set counts as IoU 0: a good model gives it a low score."
         )
         figures.append(_figure("Reliability of the score", charts.calibration(found), words))
     scored = [case for case in cases if math.isfinite(case.score)]
@@ -221,17 +221,18 @@ def _classes(results: Pair) -> str:
 def _cases(results: Pair) -> tuple[str, str]:
     """The words above the list of cases, and its rows as JSON."""
     ours = results.ours
-    cases = sorted(ours.cases, key=lambda case: (dice_of(case) if math.isfinite(dice_of(case)) else -1.0, key_of(case)))
+    cases = [*ours.cases, *ours.foreign]  # foreign words last: few of them would fill the list with Dice 0
+    cases.sort(key=lambda c: (c.foreign, dice_of(c) if math.isfinite(dice_of(c)) else -1.0, key_of(c)))
     always, some = ["dataset", "item", "concept"], ["group", "part", "rule"]
     texts = [*always, *(name for name in some if any(vars(case)[name] for case in cases))]
-    columns = [*texts, "present", "score", *(_metric(name).title for name in ours.metrics)]
+    columns = [*texts, "kind", "score", *(_metric(name).title for name in ours.metrics)]
     columns += ["Dice baseline", "Δ Dice"] if results.baseline else []
     rows = []
     for case in cases[:MAX_ROWS]:
-        row: list[Any] = [*(vars(case)[name] for name in texts), "yes" if case.present else "no"]
+        row: list[Any] = [*(vars(case)[name] for name in texts), case.kind]
         numbers = [case.score, *case.values.values()]
         if results.baseline:
-            old = dice_of(results.before[key_of(case)])
+            old = dice_of(results.before[key_of(case)]) if key_of(case) in results.before else math.nan
             numbers += [old, dice_of(case) - old]
         row += [round(number, 4) if math.isfinite(number) else None for number in numbers]
         rows.append([*row, case.truth_px, case.prediction_px])

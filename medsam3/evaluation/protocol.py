@@ -1,4 +1,4 @@
-"""What a reader must know to judge a result, and whether the model says no: two sections of the report.
+"""What a reader must know to judge a result: a section of the report.
 
 The questions are those of Metrics Reloaded (Maier-Hein et al. 2024) and of the CLAIM checklist (2024 update).
 """
@@ -10,48 +10,11 @@ from typing import Any
 
 from medsam3.evaluation.beside import Pair, Side, dice_of, key_of
 from medsam3.evaluation.charts import table
-from medsam3.evaluation.concept_f1 import SCORE_THRESHOLD, ImageLevel
 from medsam3.evaluation.mask_files import MASKS
-from medsam3.evaluation.refusals import false_positive_rate, presence_auroc
-from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
+from medsam3.evaluation.scores import DRAWS, LEVEL, SEED
 from medsam3.evaluation.statistics import MIN_GROUPS
 
 WORST = 5
-
-
-def refusal_section(ours: Side) -> str:
-    """Numbers of the answers to what is not there."""
-    rows = []
-    for rule in ours.rules:
-        for name in ours.datasets:
-            if absent := ours.of(rule, name, present=False):
-                rows.append([name, rule, *_refusals(ours.of(rule, name), absent)])
-    head = "<h2>Does it say no?</h2>"
-    if not rows:
-        return (
-            f'{head}<p class="warn">No absent concept was asked, so this result cannot tell whether the model also '
-            "answers what is not there (evaluation.ask=all asks it, where an image lacks a concept). IL_MCC and cgF1 "
-            "would be 0 by their definition, however good the masks.</p>"
-        )
-    words = (
-        "Of concepts that were looked for in an image and are not there: how many got a mask all the same, and how "
-        f"many a score of {SCORE_THRESHOLD} or more (false positives, 0 at best). Presence AUROC: the chance that a "
-        "present concept scores above an absent one; 100 at best, 50 is a coin. IL_MCC: correlation of “it is there” "
-        f"with “the score is {SCORE_THRESHOLD} or more”, 1 at best; by top1 and union the image-level factor of "
-        "SAM 3's cgF1, whose other factor, pmF1, needs each instance."
-    )
-    heads = ["data set", "mask rule", "present", "absent", "got a mask (%)", f"score ≥ {SCORE_THRESHOLD} (%)"]
-    return f"{head}<p>{words}</p>" + table([*heads, "presence AUROC (%)", "IL_MCC"], rows, words=2)
-
-
-def _refusals(there: list[QueryResult], absent: list[QueryResult]) -> list[str]:
-    yes, no = ([case.score for case in cases if math.isfinite(case.score)] for cases in (there, absent))
-    hits, alarms = (sum(score >= SCORE_THRESHOLD for score in scores) for scores in (yes, no))
-    masks = sum(case.prediction_px > 0 for case in absent) / len(absent)
-    fractions = (masks, false_positive_rate(no, SCORE_THRESHOLD), presence_auroc(yes, no))
-    mcc = ImageLevel(hits, alarms, len(no) - alarms, len(yes) - hits).mcc
-    cells = ["–" if math.isnan(value) else f"{100 * value:.1f}" for value in fractions]
-    return [f"{len(there):,}", f"{len(absent):,}", *cells, f"{mcc:.3f}" if yes and no else "–"]
 
 
 def protocol_section(results: Pair) -> str:

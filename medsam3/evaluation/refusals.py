@@ -31,12 +31,6 @@ def checked_scores(values: ArrayLike) -> Floats:
     return scores
 
 
-def false_positive_rate(absent_scores: ArrayLike, threshold: float) -> float:
-    """The share of absent concepts that are answered all the same. Lower is better."""
-    scores = checked_scores(absent_scores)
-    return float((scores >= threshold).mean()) if scores.size else float("nan")
-
-
 def presence_auroc(present_scores: ArrayLike, absent_scores: ArrayLike) -> float:
     """The chance that a present concept scores above an absent one, ties half (Mann and Whitney). 0.5: cannot tell."""
     present, absent = checked_scores(present_scores), checked_scores(absent_scores)

@@ -45,6 +45,7 @@ class Results:
     question: dict[str, Any]  # as results.json has it
     rows: dict[str, dict[str, Rows]]  # rule -> data set
     baseline: str | None = None  # what it was shown beside: results.json, seen from the folder
+    synonyms: Sequence[dict[str, Any]] = ()  # of results.json: see `Spread`
 
 
 def read_results(path: str | Path) -> Results:
@@ -70,7 +71,8 @@ def read_results(path: str | Path) -> Results:
         ) from error
     rows = _read_rows(folder / "results.csv")
     _check_means(folder, rows, means)
-    return Results(folder, question, rows, content.get("baseline"))
+    synonyms = content.get("obedience", {}).get("spreads", ())
+    return Results(folder, question, rows, content.get("baseline"), synonyms)
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:

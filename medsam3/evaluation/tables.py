@@ -12,6 +12,7 @@ from typing import Any
 
 from medsam3.checks import differing_keys
 from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.obedience import Obedience
 from medsam3.evaluation.question import Question
 from medsam3.evaluation.scores import AVERAGE, LEVEL, QueryResult, Score, mean_score
 from medsam3.evaluation.statistics import MIN_GROUPS, MeanInterval
@@ -91,7 +92,11 @@ class _Lines:
 
 
 def results_json(
-    split: Any, question: Question, scores: dict[str, dict[str, Score]], baseline: str | None = None
+    split: Any,
+    question: Question,
+    scores: dict[str, dict[str, Score]],
+    baseline: str | None = None,
+    obedience: Obedience | None = None,
 ) -> str:
     """What was asked, and by each mask rule the scores per data set and their mean.
 
@@ -110,6 +115,7 @@ def results_json(
             }
             for rule, found in scores.items()
         },
+        "obedience": dataclasses.asdict(obedience) if obedience else {},
     }
     return json.dumps(content, indent=2) + "\n"
 

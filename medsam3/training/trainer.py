@@ -28,6 +28,7 @@ from medsam3.evaluation.asking import check_foreign
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.metrics import METRICS, check_metrics
+from medsam3.evaluation.obedience import refusal_means
 from medsam3.evaluation.scores import mean_score
 from medsam3.files import folder_lock, needs_room, writable_folder
 from medsam3.model.detector import TextDetector
@@ -188,13 +189,16 @@ def validate(run: Run) -> None:
             values |= {f"{title}/{name}/{metric}": value for metric, value in score.values.items()}
         for rule, scores in evaluation.scores.items():
             values |= {f"{title}/{rule}/{metric}": value for metric, value in mean_score(scores).values.items()}
+        absent = refusal_means(evaluation.results, evaluation.rule)
+        values |= {f"{title}/absent/{name}": value for name, value in absent.items()}
         run.log.scalars(run.progress.step, values)
         run.log.pictures(run.progress.step, evaluation.overlays)
         better = mean.values["dice"] > run.progress.best_dice
         shown = "  ".join(f"{METRICS[name].title} {value:.3f}" for name, value in mean.values.items())
+        fired = ", ".join(f"{name.removesuffix('/fired')} {v:.2f}" for name, v in absent.items() if "fired" in name)
         run.log.line(
             f"epoch {run.progress.epoch + 1:3d}  {title.replace('_', ' of the ')} {shown}  ({evaluation.rule}, "
-            f"{mean.queries} queries){'  best so far' if better else ''}"
+            f"{mean.queries} queries){f'  absent fired: {fired}' if fired else ''}{'  best so far' if better else ''}"
         )
         if better:
             run.progress.best_dice = mean.values["dice"]

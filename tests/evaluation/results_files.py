@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from medsam3.evaluation.beside import OTHERS, SWAPPED
+
 QUESTION: dict[str, Any] = {
     "checkpoint": "runs/a",
     "image_size": 1008,
@@ -26,15 +28,18 @@ def write_results(
     weights: str = "00",
     rules: Sequence[str] = ("top1",),
     present: Sequence[int] = (),
+    kinds: Sequence[str] = (),
     **question: Any,
 ) -> Path:
     """results.csv and results.json of an evaluation in which IoU is Dice / 2.
 
     Args:
         present: a 0 or 1 for each row, over all data sets; empty: all 1.
+        kinds: the same in the words of QueryResult.
     """
     folder.mkdir(parents=True)
     names = ("dataset", "item", "group", "part", "concept", "rule", "present", "kind", "dice", "iou")
+    names += (*OTHERS[1:], *SWAPPED)
     asked = {name: {"images_sha256": "1", "prompts": {}} for name in datasets}
     content: dict[str, Any] = {
         "question": QUESTION | {"weights_sha256": weights, "rows": asked} | question,
@@ -47,12 +52,13 @@ def write_results(
         for name, rows in datasets.items():
             kept = []
             for item, group, concept, dice in rows:
-                there = present[number] if present else 1
+                kind = kinds[number] if kinds else "present" if not present or present[number] else "marked"
+                there = int(kind == "present")
                 number += 1
                 for rule in rules:
-                    kind = "present" if there else "marked"
                     numbers = f"{dice:.6f}", f"{dice / 2:.6f}"
-                    writer.writerow([name, item, group, "val", concept, rule, there, kind, *numbers])
+                    others = (concept, 0.5, 0.5, 1.0, 9 * there, 9, "", "", "")
+                    writer.writerow([name, item, group, "val", concept, rule, there, kind, *numbers, *others])
                 kept += [dice] if there else []
             for rule in rules:
                 mean = float(np.mean([value for value in kept if np.isfinite(value)]))

@@ -64,6 +64,25 @@ def test_concepts_that_are_not_there_count_only_when_asked_for(tmp_path):
     assert compare(contestants(a=a, b=b), settings(absent=True))[0][0].means == pytest.approx((0.4, 2.2 / 3))
 
 
+def test_answers_to_what_is_not_there_stand_beside_each_other_if_all_were_asked_alike(tmp_path):
+    kinds = ["present", "marked", "hard"]
+    a = write_results(tmp_path / "a", {"x": rows([0.5, 0.0, 0.0])}, kinds=kinds)
+    b = write_results(tmp_path / "b", {"x": rows([0.5, 0.0, 1.0])}, "01", kinds=kinds, foreign={"hard": 1})
+    found = contestants(first=a, other=b)
+    duels, spreads, notes = compare(found, settings(absent=True))
+    assert duels[0].paired.difference.rows == 2  # no foreign word
+    assert "foreign: (absent) -> {'hard': 1}" in notes[0]
+    lines = comparison_markdown(found, duels, spreads, notes, SETTINGS).splitlines()
+    start = lines.index("## Does it say no?")
+    cells = [line.strip("| ").split(" | ")[:8] for line in lines[start:] if line.startswith("| x ")]
+    assert cells == [
+        ["x", "top1", kind, name, "1", "1", "1", "100.0"] for kind in kinds[1:] for name in ("first", "other")
+    ]
+    b = write_results(tmp_path / "c", {"x": rows([0.5, 0.0])}, "01", kinds=kinds[:2])
+    text = comparison_markdown(found := contestants(first=a, other=b), *compare(found, SETTINGS), SETTINGS)
+    assert "Not asked for the same absent concepts (hard)" in text and "| marked | other |" in text
+
+
 def test_several_runs_are_averaged_row_by_row_and_their_spread_is_told(tmp_path):
     a = write_results(tmp_path / "a", {"x": rows([0.5, 0.5])})
     runs = [
@@ -147,7 +166,7 @@ def test_a_folder_that_is_no_result_or_a_mixture_of_two_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not of the same evaluation \(x, top1, dice: 0.700000 and 0.550000\)"):
         read_results(a)
     with (tmp_path / "b/results.csv").open("a") as file:
-        file.write("x,i00,p00,val,polyp,top1,1,present,0.5,0.25\n")
+        file.write("x,i00,p00,val,polyp,top1,1,present,0.5,0.25,polyp,0.5,0.5,1,9,9,,,\n")
     with pytest.raises(ValueError, match="x/i00 has two rows for 'polyp' by top1"):
         read_results(tmp_path / "b")
 

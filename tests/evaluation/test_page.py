@@ -127,17 +127,42 @@ def test_what_is_not_there_is_counted_apart(tmp_path):
     ]
     found = read(write(tmp_path, [*present, *absent]))
     # a present one scores higher in 5 of 6 pairs; MCC of 2 hits, 1 miss, 1 alarm, 1 silence: (2 - 1) / sqrt(3 3 2 2)
-    row = next(row for row in found.rows if row[:3] == ["papila", "union", "3"] and len(row) == 8)
-    assert row[3:] == ["2", "50.0", "50.0", "83.3", "0.167"]
+    row = found.row("ours", "papila", "union", "marked")
+    assert row[4:] == ["3", "2", "2", "50.0", "50.0", "40.0", "83.3", "0.167"]
     assert found.row("papila", "union")[2] == "60.0"  # not in the mean
-    assert "50.0% of 2 absent concepts got a mask" in found.text
+    assert "50.0% of 2 absent concepts (marked) got a mask" in found.text
+
+
+def test_foreign_words_stand_apart_and_beside_a_baseline_that_was_asked_the_same(tmp_path):
+    def answers(hard: float, easy: str) -> list[QueryResult]:
+        nothing = {"truth_px": 0, "prediction_px": 5}
+        return [
+            case("1", 0.5, score=0.8, swapped_absent=0.25),
+            case("1", 0.0, "car", kind="easy", score=0.1, **nothing | {"prediction_px": 0}),
+            case("1", 0.0, "lens", kind="hard", score=hard, **nothing),
+            case("2", 0.0, easy, kind="easy", score=0.7, **nothing),
+        ]
+
+    baseline = write(tmp_path / "b", answers(0.9, "boat"))
+    found = read(write(tmp_path / "a", answers(0.2, "bird")), baseline)
+    assert found.row("papila", "union")[2:5] == ["50.0", "50.0", "+0.0"]
+    assert found.row("ours", "papila", "union", "hard")[4:9] == ["1", "1", "1", "100.0", "0.0"]
+    assert found.row("baseline", "papila", "union", "hard")[4:9] == ["1", "1", "1", "100.0", "100.0"]
+    assert found.row("ours", "papila", "union", "easy")[4:9] == ["1", "2", "2", "50.0", "50.0"]
+    assert not [row for row in found.rows if row[:4] == ["baseline", "papila", "union", "easy"]]  # other words
+    assert "50.0% of 2 absent concepts (easy) got a mask" in found.text
+    assert found.row("papila", "what is not there")[2:] == ["1", "1", "50.0", "25.0", "0.0"]
+    rows = json.loads(found.data)["rows"]
+    assert [(row[2], row[6]) for row in rows] == [
+        ("optic cup", "present"), ("car", "easy"), ("lens", "hard"), ("bird", "easy")
+    ]  # fmt: skip
+    assert [row[8] for row in rows] == [0.5, 0.0, 0.0, None]  # Dice of the baseline
 
 
 def test_masks_without_scores_are_counted_all_the_same(tmp_path):
     cases = [case("1", 0.5, score=math.nan), case("2", 0.0, kind="marked", truth_px=0, score=math.nan)]
     found = read(write(tmp_path, cases, prompt="masks"))
-    row = next(row for row in found.rows if row[:3] == ["papila", "union", "1"] and len(row) == 8)
-    assert row[3:] == ["1", "100.0", "–", "–", "–"]
+    assert found.row("ours", "papila", "union", "marked")[4:] == ["0", "1", "1", "100.0", "–", "–", "–", "–"]
     assert "masks from files" in found.row("Input")[1] and "shown where" not in found.text
 
 

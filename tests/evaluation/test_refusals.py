@@ -5,12 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam3.evaluation.refusals import false_positive_rate, mean_by_coverage, presence_auroc, reliability
+from medsam3.evaluation.obedience import refusal_means, refusals, spreads, swaps, worths
+from medsam3.evaluation.refusals import auroc_interval, mean_by_coverage, presence_auroc, rate_interval, reliability
+from medsam3.evaluation.scores import QueryResult
+from tests.evaluation.test_page import case
 
 
 def test_an_answer_is_a_score_that_reaches_the_threshold() -> None:
-    assert false_positive_rate([0.1, 0.5, 0.49999, 0.9], 0.5) == 0.5
-    assert np.isnan(false_positive_rate([], 0.5))
+    rows = [absent("hard", score) for score in (0.1, 0.5, 0.49999, 0.9)]
+    (found,) = refusals(rows)
+    assert (found.fired.mean, found.answered.mean, found.score.mean) == (0.5, 1.0, pytest.approx(0.4999975))
+    assert (found.kind, found.present, found.auroc, found.mcc) == ("hard", 0, None, None) and refusals([]) == []
+
+
+def absent(kind: str, score: float, **changes) -> QueryResult:
+    return case("1", 0.0, kind=kind, score=score, truth_px=0, prediction_px=5, **changes)
 
 
 def test_auroc_by_hand_and_without_one_side() -> None:
@@ -58,3 +67,75 @@ def test_logits_are_refused_not_clipped() -> None:
         presence_auroc([float("nan")], [0.5])
     with pytest.raises(ValueError, match=r"2 scores and 1 outcomes"):
         reliability([0.5, 0.2], [0.5], 10)
+
+
+def test_a_share_without_a_single_hit_is_not_sure_to_be_zero() -> None:
+    groups = [f"p{i // 2}" for i in range(60)]
+    found = rate_interval([False] * 60, groups, 0.95, 2000, 0)
+    # Clopper and Pearson for 0 of 30: 1 - 0.025^(1 / 30)
+    assert found.mean == 0.0 and found.interval == (0.0, pytest.approx(0.115703, abs=1e-6))
+    assert rate_interval([True] * 60, groups, 0.95, 2000, 0).interval == (pytest.approx(0.884297, abs=1e-6), 1.0)
+    assert rate_interval([False] * 18, groups[:18], 0.95, 2000, 0).interval is None
+    some = rate_interval([i < 6 for i in range(60)], groups, 0.95, 2000, 0)
+    assert some.mean == 0.1 and 0 <= some.interval[0] < 0.1 < some.interval[1] < 0.3
+
+
+def test_the_interval_of_an_auroc_covers_the_truth() -> None:
+    """30 patients of 4 images: the truth is that of two normal scores, one standard deviation apart."""
+    rng, covered, groups = np.random.default_rng(3), 0, np.repeat(np.arange(30), 4).astype(str)
+    for _ in range(400):
+        patient = np.repeat(rng.normal(size=30), 4) * 0.7
+        present, absent = (1 / (1 + np.exp(-(mean + patient + 0.714 * rng.normal(size=120)))) for mean in (1, 0))
+        low, high = auroc_interval(present, groups, absent, groups, 0.95).interval
+        covered += low <= 0.7602 <= high
+    assert 0.925 <= covered / 400 <= 0.975
+    assert auroc_interval([0.9] * 20, groups[:20], [], [], 0.95) is None
+    parted = auroc_interval([0.9] * 60, groups[:60], [0.1] * 60, groups[:60], 0.95)
+    assert parted.mean == 1.0 and parted.interval is None  # nothing tells how sure that is
+    assert auroc_interval([0.9, 0.2], ["a", "b"], [0.3], ["c"], 0.95).interval is None  # 3 groups
+
+
+def test_refusals_are_told_apart_by_kind_rule_and_data_set() -> None:
+    rows = [case(str(i), 0.5, score=score) for i, score in enumerate((0.9, 0.8, 0.3))]
+    rows += [absent("marked", 0.7), absent("hard", 0.95), absent("hard", 0.1), absent("easy", 0.1, dataset="drive")]
+    found = {(row.dataset, row.kind): row for row in refusals(rows)}
+    assert list(found) == [("papila", "marked"), ("papila", "hard"), ("drive", "easy")]
+    hard = found["papila", "hard"]
+    assert (hard.fired.mean, hard.fired.rows, hard.present, hard.auroc.mean) == (0.5, 2, 3, 0.5)
+    assert hard.mcc == pytest.approx((2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2), abs=1e-6)
+    assert refusal_means(rows, "union") == {
+        "marked/answered": 1.0, "marked/fired": 1.0, "marked/auroc": pytest.approx(2 / 3), "hard/answered": 1.0,
+        "hard/fired": 0.5, "hard/auroc": 0.5, "easy/answered": 1.0, "easy/fired": 0.0,
+    }  # fmt: skip
+    assert refusal_means(rows, "top1") == {}
+
+
+def test_swapped_prompts_are_means_of_the_rows_that_have_them() -> None:
+    rows = [
+        case("1", 0.8, swapped=0.5, swapped_truths=0.1, swapped_absent=0.6),
+        case("2", 0.6, swapped=0.3, swapped_truths=0.3, swapped_absent=0.2),
+        case("3", 1.0, swapped_absent=0.1),
+        absent("hard", 0.9),
+    ]
+    present, nothing = swaps(rows)
+    assert [m.mean for m in (present.asked, present.swapped, present.perfect)] == pytest.approx([0.7, 0.4, 0.2])
+    assert [m.mean for m in (nothing.asked, nothing.swapped, nothing.perfect)] == pytest.approx([0.8, 0.3, 0.0])
+    assert (present.among, present.asked.rows, nothing.among, nothing.asked.rows) == ("present", 2, "absent", 3)
+
+
+def test_the_spread_over_words_is_of_their_means() -> None:
+    dice = {"optic cup": (0.8, 0.6), "physiologic cup": (0.2, 0.4), "optic nerve cup": (0.9, 0.7)}
+    rows = [case(str(i), own[i], prompt=phrase) for phrase, own in dice.items() for i in (0, 1)]
+    (found,) = spreads(rows, {("papila", "optic cup"): "optic cup"})
+    assert (found.asked.mean, found.worst, found.best) == (pytest.approx(0.7), "physiologic cup", "optic nerve cup")
+    assert found.by_phrase == {phrase: pytest.approx(sum(own) / 2) for phrase, own in dice.items()}
+    assert found.deviation == pytest.approx(0.264575, abs=1e-6)  # of .7, .3, .8: variance (.1^2 + .3^2 + .2^2) / 2
+
+
+def test_the_worth_of_a_score_leaves_foreign_words_out() -> None:
+    rows = [case(str(i), dice, score=score) for i, (dice, score) in enumerate([(1.0, 0.9), (0.6, 0.5), (0.2, 0.4)])]
+    rows += [absent("marked", 0.8), absent("hard", 1.0)]
+    (found,) = worths(rows)
+    # IoU is Dice / 2: |.9 - .5|, |.5 - .3|, |.4 - .1|, and .8 where nothing is there
+    assert found.answers == 4 and found.ece == pytest.approx((0.4 + 0.2 + 0.3 + 0.8) / 4)
+    assert found.dice_by_coverage == {"0.5": pytest.approx(0.8), "0.8": pytest.approx(0.6), "1": pytest.approx(0.6)}
