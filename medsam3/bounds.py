@@ -68,6 +68,8 @@ RANGES: dict[str, Range] = {
     "trainer.*": POSITIVE,
     "prediction.*_threshold": FRACTION,
     "prediction.queries_per_pass": POSITIVE,
+    "prediction.tile": POSITIVE,
+    "prediction.tile_overlap": NOT_NEGATIVE,
     "evaluation.images": POSITIVE,
     "evaluation.foreign.seed": SEED,
     "evaluation.foreign.*": NOT_NEGATIVE,

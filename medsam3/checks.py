@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from medsam3.bounds import check_numbers
-from medsam3.config import EvaluateConfig, GetDataConfig, LearningRates, TrainConfig
+from medsam3.config import DemoConfig, EvaluateConfig, GetDataConfig, LearningRates, TrainConfig
 from medsam3.messages import did_you_mean, one_of
 
 T = TypeVar("T")
@@ -84,12 +84,27 @@ def check(config: Any) -> None:
             raise ValueError(
                 f"prediction.rules={rules}: must name one or several of {', '.join(MASK_RULES)}, each once"
             )
+    tile = _lookup(config, "prediction.tile")
+    if tile is not _ABSENT and tile is not None:
+        _check_tiles(config, tile, rules)
     if not config.name.strip() or config.name.startswith("/") or {".", ".."} & set(config.name.split("/")):
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
     if isinstance(config, TrainConfig):
         _check_training(config)
     if isinstance(config, EvaluateConfig):
         _check_evaluation(config)
+
+
+def _check_tiles(config: Any, tile: int, rules: list[str]) -> None:
+    overlap = config.prediction.tile_overlap
+    if overlap > tile // 2:
+        raise ValueError(f"prediction.tile_overlap={overlap}: must be at most half of prediction.tile={tile}")
+    if "top1" in rules:
+        raise ValueError(
+            f"prediction.tile={tile} with prediction.rules={rules}: top1 is one mask per image; take union or semantic"
+        )
+    if isinstance(config, DemoConfig):
+        raise ValueError(f"prediction.tile={tile}: the page does not cut pictures; set null")
 
 
 def _check_evaluation(config: EvaluateConfig) -> None:
@@ -105,6 +120,8 @@ def _check_evaluation(config: EvaluateConfig) -> None:
             "set evaluation.foreign.hard=0 evaluation.foreign.easy=0 evaluation.synonyms=false"
         )
     if config.prompt != "text":
+        if config.prediction.tile is not None:
+            raise ValueError(f"prompt={config.prompt}: boxes are of whole images; set prediction.tile=null")
         if config.evaluation.ask != "present":
             raise ValueError(f"prompt={config.prompt}: needs evaluation.ask=present, as what is not there has no box")
         if config.predictions is not None:

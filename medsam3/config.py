@@ -196,6 +196,8 @@ class PredictionConfig:
     presence_threshold: float = MISSING  # 0..1; semantic: a concept of less presence counts as absent
     resolve_overlaps: bool = MISSING  # exclusive concepts: pixel-wise highest confidence (paper, section 4.2)
     queries_per_pass: int = MISSING  # prompts per forward pass on one image
+    tile: int | None = MISSING  # px; larger images are cut into tiles of this side (prediction/tiles.py); null: none is
+    tile_overlap: int = MISSING  # px that neighbouring tiles share, at least
 
 
 @dataclass

@@ -105,6 +105,7 @@ NOT_IN_THE_PAPER = {  # the authors' later configuration, Meta's settings, or ou
     "prediction.score_threshold": 0,
     "prediction.resolve_overlaps": True,
     "prediction.queries_per_pass": 8,
+    "prediction.tile": None,
     "evaluation.images": None,
 }
 

@@ -37,6 +37,13 @@ class PackedMasks:
         """[N] position behind the last word."""
         return self.starts + np.asarray([len(words) for words in self.words], dtype=np.int64)
 
+    def mask(self, number: int) -> Mask:
+        """One of them, as an array of `size`."""
+        pixels = int(np.prod(self.size))
+        words = np.zeros(-(-pixels // 64), np.uint64)
+        words[self.starts[number] : self.stops[number]] = self.words[number]
+        return np.unpackbits(words.view(np.uint8), count=pixels).view(bool).reshape(self.size)
+
 
 def pack(masks: Iterable[Mask], size: tuple[int, ...]) -> PackedMasks:
     """N masks of `size`, e.g. an array [N, H, W].

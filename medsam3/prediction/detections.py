@@ -29,6 +29,10 @@ class ScoredInstances:
     scores: NDArray[np.float64]  # [N], 0..1
     masks: PackedMasks  # N of [H, W]
 
+    def __iter__(self) -> Iterator[tuple[float, Mask]]:
+        """Score and mask [H, W] of each."""
+        return ((score, self.masks.mask(number)) for number, score in enumerate(self.scores.tolist()))
+
 
 def scored_instances(
     branch: BranchOutput, query: int, scores: Tensor, lowest: float, size: tuple[int, int], prompt: str

@@ -20,9 +20,10 @@ from medsam3.data.transforms import image_to_tensor
 from medsam3.layouts.instances import Instances, Mask
 from medsam3.model.detector import BoxPrompts, DetectorOutput, TextDetector, TextFeatures
 from medsam3.model.tokenizer import ConceptTokenizer
-from medsam3.prediction.detections import RESIZED_AT_ONCE, ScoredInstances, resized, scored_instances
-from medsam3.prediction.overlaps import Overlaps
+from medsam3.prediction.detections import ScoredInstances, resized, scored_instances
+from medsam3.prediction.overlaps import Overlaps, laid_over
 from medsam3.prediction.rules import RULES, SEMANTIC, Choice, Heads, refuse_not_finite
+from medsam3.prediction.tiles import ask_tiles, windows
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class ImagePredictor:
         apart: bool = False,
         detected_from: float | None = None,
     ) -> list[Prediction]:
-        """Masks of an image at its own size.
+        """Masks of an image at its own size; one larger than `config.tile` is asked in tiles, see tiles.py.
 
         Args:
             image: [H, W, 3] uint8.
@@ -122,9 +123,13 @@ class ImagePredictor:
         Raises:
             ValueError: the model answers with scores or masks that are not finite.
         """
-        queries = list(self.ask([image], list(prompts) or list(concepts), boxes, detected_from))
-        answers: list[dict[str, Answer]] = [{} for _ in concepts]
         places = {place for place, concept in enumerate(concepts) if concept in exclusive}
+        asked = list(prompts) or list(concepts)
+        if self.config.tile is not None and max(image.shape[:2]) > self.config.tile:
+            assert not boxes
+            return self._in_tiles(image, concepts, places, asked, apart, detected_from)
+        queries = list(self.ask([image], asked, boxes, detected_from))
+        answers: list[dict[str, Answer]] = [{} for _ in concepts]
         for rule in self.config.rules:
             masks = self._masks([(query.choices[rule], query.logits) for query in queries], image.shape[:2], places)
             for found, query, mask in zip(answers, queries, masks, strict=True):
@@ -138,6 +143,40 @@ class ImagePredictor:
                 query.detections,
             )
             for concept, query, found in zip(concepts, queries, answers, strict=True)
+        ]
+
+    def _in_tiles(
+        self,
+        image: np.ndarray,
+        concepts: Sequence[str],
+        places: set[int],
+        asked: Sequence[str],
+        apart: bool,
+        detected_from: float | None,
+    ) -> list[Prediction]:
+        """`predict` for an image that is larger than a tile."""
+        assert self.config.tile is not None
+        tiles = windows(image.shape[:2], self.config.tile, self.config.tile_overlap)
+        exclusive = places if len(places) > 1 and self.config.resolve_overlaps else set()
+        found = ask_tiles(
+            image,
+            lambda tile: self.ask([tile], asked, detected_from=detected_from),
+            tiles,
+            len(concepts),
+            self.config.rules,
+            exclusive,
+            apart,
+            detected_from is not None,
+        )
+        return [
+            Prediction(
+                concept,
+                whole.presence,
+                {rule: Answer(whole.scores[rule], whole.masks[rule]) for rule in self.config.rules},
+                whole.instances,
+                whole.detections,
+            )
+            for concept, whole in zip(concepts, found, strict=True)
         ]
 
     @torch.inference_mode()
@@ -224,23 +263,6 @@ class ImagePredictor:
             masks.append(None if shared else mask)
         resolved = (overlaps.mask(place) if overlaps and mask is None else mask for place, mask in enumerate(masks))
         return [mask for mask in resolved if mask is not None]
-
-
-def laid_over(
-    choice: Choice, logits: dict[int, Tensor], size: tuple[int, int], device: torch.device, with_confidence: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The union [H, W] of a rule's masks, and at each pixel the highest of confidence x probability."""
-    mask = torch.zeros(size, dtype=torch.bool, device=device)
-    confidence = torch.zeros(size, device=device) if with_confidence else None
-    for start in range(0, len(choice.masks), RESIZED_AT_ONCE):
-        part = slice(start, start + RESIZED_AT_ONCE)
-        layers = torch.stack([logits[number] for number in choice.masks[part]])
-        layers = resized(layers, size)
-        mask |= (layers > 0).any(dim=0)
-        if confidence is not None:
-            weights = torch.tensor(choice.confidences[part], device=device)
-            confidence = torch.maximum(confidence, (layers.sigmoid() * weights[:, None, None]).amax(dim=0))
-    return mask, confidence
 
 
 def _padded(boxes: Sequence[np.ndarray], device: torch.device) -> BoxPrompts:

@@ -1,15 +1,23 @@
-"""One non-overlapping map of several concepts. H x W: the original image size."""
+"""Masks laid over each other: those of one concept become one, and those of several concepts share no pixel.
+
+H x W: the original image size.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from medsam3.prediction.detections import RESIZED_AT_ONCE, resized
+from medsam3.prediction.rules import Choice
+
+EVERYWHERE = (slice(None), slice(None))
+
 
 class Overlaps:
     """Gives each pixel that several masks claim to the one of the highest confidence there (paper, section 4.2).
 
-    Masks come one after the other, so that only one map of confidences is kept. On a tie the earlier one wins; every
+    Masks come one after the other, so that only one map of confidences is kept. On a tie the lower number wins; every
     pixel that was covered stays covered.
     """
 
@@ -17,12 +25,30 @@ class Overlaps:
         self._highest = torch.full(size, -torch.inf, device=device)
         self._owner = torch.full(size, -1, dtype=torch.int16, device=device)
 
-    def add(self, number: int, mask: Tensor, confidence: Tensor) -> None:
-        """Claim pixels for a number (0 or more): mask [H, W] bool, confidence [H, W]."""
-        won = mask & (confidence > self._highest)
-        self._highest[won] = confidence[won]
-        self._owner[won] = number
+    def add(self, number: int, mask: Tensor, confidence: Tensor, window: tuple[slice, slice] = EVERYWHERE) -> None:
+        """Claim pixels for a number (0 or more): mask [H, W] bool, confidence [H, W], both of a window of the image."""
+        highest, owner = self._highest[window], self._owner[window]
+        won = mask & ((confidence > highest) | ((confidence == highest) & (owner > number)))
+        highest[won] = confidence[won]
+        owner[won] = number
 
     def mask(self, number: int) -> Tensor:
         """[H, W] bool: what a number was left with."""
         return self._owner == number
+
+
+def laid_over(
+    choice: Choice, logits: dict[int, Tensor], size: tuple[int, int], device: torch.device, with_confidence: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The union [H, W] of a rule's masks, and at each pixel the highest of confidence x probability."""
+    mask = torch.zeros(size, dtype=torch.bool, device=device)
+    confidence = torch.zeros(size, device=device) if with_confidence else None
+    for start in range(0, len(choice.masks), RESIZED_AT_ONCE):
+        part = slice(start, start + RESIZED_AT_ONCE)
+        layers = torch.stack([logits[number] for number in choice.masks[part]])
+        layers = resized(layers, size)
+        mask |= (layers > 0).any(dim=0)
+        if confidence is not None:
+            weights = torch.tensor(choice.confidences[part], device=device)
+            confidence = torch.maximum(confidence, (layers.sigmoid() * weights[:, None, None]).amax(dim=0))
+    return mask, confidence

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from medsam3.layouts.instances import Mask
 from medsam3.messages import one_of
-from medsam3.prediction.image import ImagePredictor, Query, laid_over
+from medsam3.prediction.image import ImagePredictor, Query
+from medsam3.prediction.overlaps import laid_over
 from medsam3.prediction.rules import Choice
 
 # From a batch of B slices [H, W, 3] to what is found on each of each concept, [B][C].
@@ -77,6 +78,8 @@ def slice_detector(predictor: ImagePredictor, prompts: Sequence[str], rule: str)
         ValueError: a rule that the predictor's configuration does not name; answers that are not finite.
     """
     one_of("rule", rule, predictor.config.rules)
+    if predictor.config.tile is not None:
+        raise ValueError(f"prediction.tile={predictor.config.tile}: slices of volumes are not cut; set null")
 
     def detect(pictures: Sequence[NDArray[np.uint8]]) -> list[list[Found]]:
         found = [Found.by_rule(query, rule) for query in predictor.ask(pictures, prompts)]

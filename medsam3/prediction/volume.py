@@ -44,8 +44,8 @@ class VolumePrediction:
         for index in range(masks.shape[1] if len(numbers) > 1 else 0):
             overlaps = Overlaps(masks.shape[2:], torch.device("cpu"))
             for number in numbers:
-                claimed = (masks[number, index], self.confidences[number, index])
-                overlaps.add(number, *map(torch.from_numpy, claimed))
+                mask, confidence = masks[number, index], self.confidences[number, index]
+                overlaps.add(number, torch.from_numpy(mask), torch.from_numpy(confidence))
             for number in numbers:
                 masks[number, index] = overlaps.mask(number).numpy()
         return masks

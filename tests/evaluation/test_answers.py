@@ -85,6 +85,8 @@ def test_boxes_reach_the_model_whatever_others_are_asked_with_them():
     config = PredictionConfig(
         rules=["top1"], score_threshold=0, union_threshold=0.5, presence_threshold=0.5, resolve_overlaps=False,
         queries_per_pass=2,
+        tile=None,
+        tile_overlap=0,
     )  # fmt: skip
     predictor = ImagePredictor(TextDetector(loaded.model), loaded.tokenizer, 56, config, bf16=False)
     image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)

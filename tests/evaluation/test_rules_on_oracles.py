@@ -31,6 +31,8 @@ CONFIG = PredictionConfig(
     presence_threshold=0.5,
     resolve_overlaps=True,
     queries_per_pass=2,
+    tile=None,
+    tile_overlap=0,
 )
 ALL = EvaluationConfig(
     metrics=["dice", "iou"], concepts="ours", ask="all", foreign=ForeignConfig(hard=0, easy=0, seed=0), synonyms=False,

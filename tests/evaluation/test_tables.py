@@ -94,6 +94,8 @@ QUESTION = Question(
         presence_threshold=0.5,
         resolve_overlaps=True,
         queries_per_pass=8,
+        tile=None,
+        tile_overlap=0,
     ),
     prompt="text",
     box_noise=None,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medsam3.checks import MASK_RULES
 from medsam3.config import PredictionConfig
 from medsam3.model.detector import BranchOutput, DetectorOutput, TextFeatures
-from medsam3.prediction import image
+from medsam3.prediction import overlaps
 from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.rules import RULE_WORDS, RULES
 
@@ -68,6 +68,8 @@ def predictor(
         presence_threshold=0.5,
         resolve_overlaps=overlaps,
         queries_per_pass=per_pass,
+        tile=None,
+        tile_overlap=0,
     )
     return ImagePredictor(WrittenDetector(answers), words_to_ids, 14, config, bf16=False)
 
@@ -227,7 +229,7 @@ def test_many_instances_are_laid_over_each_other_whatever_fits_in_one_go(monkeyp
     answers = {"liver": (9.0, [5.0] * 5, [[1.0 if i == j else -1.0 for i in range(5)] for j in range(5)])}
     wide = np.zeros((1, 5, 3), np.uint8)
     for at_once in (1, 2, 8):
-        monkeypatch.setattr(image, "RESIZED_AT_ONCE", at_once)
+        monkeypatch.setattr(overlaps, "RESIZED_AT_ONCE", at_once)
         assert predictor(answers, rules=["union"]).predict(wide, ["liver"])[0].answer.mask.all()
 
 

@@ -35,6 +35,8 @@ def predictor() -> ImagePredictor:
         presence_threshold=0.5,
         resolve_overlaps=False,
         queries_per_pass=4,
+        tile=None,
+        tile_overlap=0,
     )
     predictor = ImagePredictor(TextDetector(loaded.model), loaded.tokenizer, IMAGE_SIZE, prediction, bf16=False)
     scores = [score for query in predictor.ask(pictures(5), PROMPTS) for score in query.heads.scores.tolist()]
