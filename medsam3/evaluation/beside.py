@@ -188,7 +188,7 @@ def read_pair(folder: Path, baseline: Path | None = None) -> Pair:
         words = f"No results.csv lies beside the baseline {named}, so it is not shown; baseline=<folder> names another."
         return Pair(ours, None, {}, [], [words] if named else [])
     other = read_side(baseline)
-    before = {key_of(case): case for case in other.cases}
+    before = {key_of(case): case for case in other.everything}
     lacking = [c for c in ours.cases if key_of(c) not in before or before[key_of(c)].truth_px != c.truth_px]
     if lacking:
         raise ValueError(

@@ -156,7 +156,7 @@ def test_foreign_words_stand_apart_and_beside_a_baseline_that_was_asked_the_same
     assert [(row[2], row[6]) for row in rows] == [
         ("optic cup", "present"), ("car", "easy"), ("lens", "hard"), ("bird", "easy")
     ]  # fmt: skip
-    assert [row[8] for row in rows] == [0.5, 0.0, 0.0, None]  # Dice of the baseline
+    assert [row[10] for row in rows] == [0.5, 0.0, 0.0, None]  # Dice of the baseline
 
 
 def test_masks_without_scores_are_counted_all_the_same(tmp_path):
