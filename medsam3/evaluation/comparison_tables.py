@@ -41,7 +41,7 @@ def comparison_markdown(
     tests = f"{len({duel.dataset for duel in duels})} data sets"
     tests += f" x {len(contestants) - 1} contestants" if len(contestants) > 2 else ""
     parts.append(LEGEND.format(level=settings.level, groups=MIN_GROUPS, tests=tests))
-    parts += [text] if (text := refusal_comparison(_runs(contestants))) else []
+    parts += [text] if (text := refusal_comparison(_runs(contestants), settings.rule)) else []
     left_out = sorted({f"{d.dataset} ({d.metric}, {d.rule}): {d.left_out}" for d in duels if d.left_out})
     if left_out:
         parts.append("Pairs left out, as a value is not finite: " + "; ".join(left_out) + ".\n")

@@ -105,8 +105,12 @@ def obedience_section(results: Pair) -> str:
     return "".join(parts)
 
 
-def refusal_comparison(results: Sequence[tuple[str, Results]]) -> str:
-    """Markdown: refusals of several evaluations below each other, of the kinds that all were asked alike."""
+def refusal_comparison(results: Sequence[tuple[str, Results]], rule: str | None) -> str:
+    """Markdown: refusals of several evaluations below each other, of the kinds that all were asked alike.
+
+    Args:
+        rule: None: all.
+    """
     sides = [(name, side_of(found)) for name, found in results]
     asked = [_asked(side) for _, side in sides]
     found, notes = [], []
@@ -115,7 +119,9 @@ def refusal_comparison(results: Sequence[tuple[str, Results]]) -> str:
         if any(own != queries[0] for own in queries):
             notes.append(f"Not asked for the same absent concepts ({kind}), so they stand in no table here.\n")
         elif queries[0]:
-            found += [(name, row) for name, side in sides for row in refusals(side.everything) if row.kind == kind]
+            for name, side in sides:
+                answers = [row for row in side.everything if rule in (None, row.rule)]
+                found += [(name, row) for row in refusals(answers) if row.kind == kind]
     if found:
         order = {place: number for number, place in enumerate(dict.fromkeys(_place(row) for _, row in found))}
         found.sort(key=lambda pair: order[_place(pair[1])])
