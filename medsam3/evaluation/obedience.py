@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -96,14 +97,24 @@ class Obedience:
     worths: list[Worth]
 
 
-def obedience(results: Sequence[QueryResult], reworded: Sequence[QueryResult]) -> Obedience:
-    """All that the rows of an evaluation tell.
+def obedience(results: Iterable[QueryResult], reworded: Iterable[QueryResult]) -> Obedience:
+    """All that the rows of an evaluation tell; those of one data set at a time are in memory.
 
     Args:
-        reworded: see `Finding`.
+        results: sorted by data set.
+        reworded: see `Finding`; likewise.
     """
-    prompts = {(row.dataset, row.concept): row.prompt for row in results}
-    return Obedience(refusals(results), swaps(results), spreads(reworded, prompts), worths(results))
+    found = Obedience([], [], [], [])
+    prompts: dict[tuple[str, str], str] = {}
+    for _, rows in groupby(results, key=lambda row: row.dataset):
+        own = list(rows)
+        prompts |= {(row.dataset, row.concept): row.prompt for row in own}
+        found.refusals.extend(refusals(own))
+        found.swaps.extend(swaps(own))
+        found.worths.extend(worths(own))
+    for _, rows in groupby(reworded, key=lambda row: row.dataset):
+        found.spreads.extend(spreads(rows, prompts))
+    return found
 
 
 def refusals(results: Iterable[QueryResult]) -> list[Refusal]:

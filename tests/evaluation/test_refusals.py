@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam3.evaluation.obedience import refusal_means, refusals, spreads, swaps, worths
+from medsam3.evaluation.obedience import obedience, refusal_means, refusals, spreads, swaps, worths
 from medsam3.evaluation.refusals import auroc_interval, mean_by_coverage, presence_auroc, rate_interval, reliability
 from medsam3.evaluation.scores import QueryResult
 from tests.evaluation.test_page import case
@@ -139,3 +139,13 @@ def test_the_worth_of_a_score_leaves_foreign_words_out() -> None:
     # IoU is Dice / 2: |.9 - .5|, |.5 - .3|, |.4 - .1|, and .8 where nothing is there
     assert found.answers == 4 and found.ece == pytest.approx((0.4 + 0.2 + 0.3 + 0.8) / 4)
     assert found.dice_by_coverage == {"0.5": pytest.approx(0.8), "0.8": pytest.approx(0.6), "1": pytest.approx(0.6)}
+
+
+def test_an_evaluation_that_is_read_row_by_row_is_told_in_full() -> None:
+    """Rows come from disk and can be read once."""
+    rows = [case("1", 0.5, swapped_absent=0.1), absent("hard", 0.7)]
+    rows += [case("2", 0.5, dataset="z"), absent("easy", 0.7, dataset="z")]
+    reworded = [case("1", 0.5, prompt="optic cup"), case("1", 0.2, prompt="cup")]
+    found = obedience(iter(rows), iter(reworded))
+    assert [(row.dataset, row.kind, row.present) for row in found.refusals] == [("papila", "hard", 1), ("z", "easy", 1)]
+    assert (len(found.swaps), len(found.spreads), len(found.worths)) == (1, 1, 2)
