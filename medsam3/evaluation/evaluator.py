@@ -6,8 +6,10 @@ so that the result does not depend on their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,10 +23,12 @@ from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers
 from medsam3.evaluation.asking import concepts_asked, foreign_words, holds_any, wordings
 from medsam3.evaluation.findings import Evaluation, Finding, Journal, summary
-from medsam3.evaluation.judgement import Truth, judge, words_asked
+from medsam3.evaluation.judgement import Judgement, Truth, judge, words_asked
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.outline_workers import OutlineWorkers
 from medsam3.evaluation.pictures import overlay
+from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.layouts.instances import Instances
 from medsam3.prediction.image import Prediction
 
@@ -82,6 +86,7 @@ def run_evaluation(
     config: EvaluationConfig,
     journal: Journal | None = None,
     writer: MaskWriter | None = None,
+    clock: Stopwatch | None = None,
 ) -> Evaluation:
     """Ask for concepts in images, see `concepts_asked`.
 
@@ -90,11 +95,12 @@ def run_evaluation(
         asked: data set -> images, see `asked_images`.
         journal: keeps what is found; images that it holds already are not done again (but those that are pictured).
         writer: keeps the masks.
+        clock: is told where the time goes.
 
     Returns:
         The findings of all ranks, the same on every rank.
     """
-    journal = journal or Journal()
+    journal, clock = journal or Journal(), clock or Stopwatch()
     images = [rows for found in asked.values() for rows in found]
     pictured = {(rows.dataset, rows.item) for found in asked.values() for rows in _evenly(found, config.overlays)}
     left = [
@@ -103,27 +109,17 @@ def run_evaluation(
         if number not in journal.finished or (rows.dataset, rows.item) in pictured
     ]
     mine = left[distributed.rank() :: distributed.world_size()]
-    loader: Any = DataLoader(
-        TruthImages(corpus, images, config),
-        batch_size=None,
-        sampler=mine,
-        collate_fn=_as_is,
-        num_workers=distributed.loading_processes(config.workers),
-    )
-    bar = tqdm(loader, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2)
+    workers = distributed.loading_processes(config.workers)
     overlays: dict[str, Image.Image] = {}
-    for number, (rows, image, truths) in zip(mine, bar, strict=True):
-        foreign, phrases = foreign_words(corpus, rows, config), wordings(corpus, rows, config)
-        boxes = {concept: truth.boxes for concept, truth in truths.items()}
-        found = answers(rows, image, boxes, [*foreign, *phrases])
-        predictions = found[: len(truths)]
-        if writer:
-            writer.write(rows, predictions)
-        words = words_asked(corpus, rows, truths, found, foreign, phrases)
-        finding = judge(corpus, rows, list(truths.values()), words, config.metrics)
-        journal.add(number, finding)
-        if (rows.dataset, rows.item) in pictured:
-            overlays |= _pictures(image, truths, predictions, finding)
+    with OutlineWorkers(config.metrics, workers) as outlines:
+        judgements = _judgements(answers, TruthImages(corpus, images, config), mine, workers, outlines, writer, clock)
+        for number, judgement, draw in _delayed(judgements, outlines.ahead):
+            with clock("outlines"):
+                finding = judgement.complete()
+            with clock("writing"):
+                journal.add(number, finding)
+                if (finding.dataset, finding.item) in pictured:
+                    overlays |= draw(finding)
     journal.sync()
     gathered = distributed.gather_objects(overlays)
     places = {name: place for place, name in enumerate(asked)}
@@ -132,6 +128,56 @@ def run_evaluation(
     scores, prompt_dice = distributed.from_main(lambda: summary(findings))
     pictures = {name: picture for drawn in gathered for name, picture in drawn.items()}
     return Evaluation(findings, scores, prompt_dice, dict(sorted(pictures.items())))
+
+
+Drawing = Callable[[Finding], dict[str, Image.Image]]
+
+
+def _judgements(
+    answers: Answers,
+    truth_images: TruthImages,
+    numbers: list[int],
+    workers: int,
+    outlines: OutlineWorkers,
+    writer: MaskWriter | None,
+    clock: Stopwatch,
+) -> Iterator[tuple[int, Judgement, Drawing]]:
+    """Of the images of these numbers; with each, what draws its pictures once its values are there."""
+    corpus, config = truth_images.corpus, truth_images.config
+    bar = tqdm(numbers, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2)
+    with clock("reading"):
+        images = iter(
+            DataLoader(truth_images, batch_size=None, sampler=numbers, collate_fn=_as_is, num_workers=workers)
+        )
+    for number in bar:
+        with clock("reading"):
+            rows, image, truths = next(images)
+        foreign, phrases = foreign_words(corpus, rows, config), wordings(corpus, rows, config)
+        with clock("model"):
+            boxes = {concept: truth.boxes for concept, truth in truths.items()}
+            found = answers(rows, image, boxes, [*foreign, *phrases])
+        predictions = found[: len(truths)]
+        if writer:
+            with clock("writing"):
+                writer.write(rows, predictions)
+        with clock("metrics"):
+            words = words_asked(corpus, rows, truths, found, foreign, phrases)
+            judgement = judge(corpus, rows, list(truths.values()), words, config.metrics, outlines)
+        clock.images += 1
+        yield number, judgement, partial(_pictures, image, truths, predictions)
+
+
+T = TypeVar("T")
+
+
+def _delayed(items: Iterable[T], count: int) -> Iterator[T]:
+    """The same, each when `count` further ones have been made."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _as_is(value: Any) -> Any:

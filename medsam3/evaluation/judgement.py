@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from medsam3.evaluation.asking import MARKED, PRESENT
 from medsam3.evaluation.counting import PixelCounter
 from medsam3.evaluation.findings import Finding
 from medsam3.evaluation.metrics import MaskPair, Overlap, measure
+from medsam3.evaluation.outline_workers import OutlineWorkers
 from medsam3.evaluation.scores import QueryResult
 from medsam3.evaluation.swapped import NOT_SWAPPED, Swapped, swapped_dice
 from medsam3.layouts.instances import Instances, Mask
@@ -76,9 +78,26 @@ def words_asked(
     ]
 
 
+@dataclass(frozen=True)
+class Judgement:
+    finding: Finding
+    waiting: list[tuple[dict[str, float], Future[dict[str, float]]]]  # values, and those of outlines that they lack
+
+    def complete(self) -> Finding:
+        """With all values; raises what went wrong with an outline."""
+        for values, outlined in self.waiting:
+            values |= outlined.result()
+        return self.finding
+
+
 def judge(
-    corpus: Corpus, rows: ImageRows, truths: Sequence[Truth], words: Sequence[Words], metrics: Sequence[str]
-) -> Finding:
+    corpus: Corpus,
+    rows: ImageRows,
+    truths: Sequence[Truth],
+    words: Sequence[Words],
+    metrics: Sequence[str],
+    outlines: OutlineWorkers,
+) -> Judgement:
     nothing = Truth.of(Instances.separate([], truths[0].mask.shape), None)
     truths = [*truths, nothing]
     counter = PixelCounter([truth.mask for truth in truths], words[0].prediction.answer.device)
@@ -95,13 +114,18 @@ def judge(
     swapped = dict(zip(there, swapped_dice(dice[there], perfect, dice[absent]), strict=True))
     results: list[QueryResult] = []
     reworded: list[QueryResult] = []
+    waiting = []
     for place, asked in enumerate(words):
         for rule, counted in overlaps.items():
             beside = swapped.get(place, NOT_SWAPPED) if rule == first else NOT_SWAPPED
-            result = _result(rows, asked, rule, counted[place], truths[asked.own], beside, metrics)
+            truth = truths[asked.own]
+            result = _result(rows, asked, rule, counted[place], truth, beside, metrics)
             (reworded if asked.reworded else results).append(result)
+            if outlines.names:
+                mask = asked.prediction.answers[rule].mask
+                waiting.append((result.values, outlines.submit(MaskPair(mask, truth.mask, truth.spacing))))
     few = len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS
-    return Finding(
+    finding = Finding(
         dataset=rows.dataset,
         item=rows.item,
         results=results,
@@ -109,6 +133,7 @@ def judge(
         concepts=[words[place].concept for place in there] if few else [],
         cross_dice=dice[there].tolist() if few else [],
     )
+    return Judgement(finding, waiting)
 
 
 def _result(
@@ -126,7 +151,7 @@ def _result(
         kind=asked.kind,
         score=answer.score,
         presence=asked.prediction.presence,
-        values=measure(pixels, MaskPair(answer.mask, truth.mask, truth.spacing), metrics),
+        values=measure(pixels, metrics),
         ceiling=truth.ceiling,
         truth_px=pixels.truth_px,
         prediction_px=pixels.prediction_px,

@@ -23,6 +23,7 @@ from medsam3.evaluation.page import write_report
 from medsam3.evaluation.question import Question, Rows, rows_asked
 from medsam3.evaluation.scores import dice_intervals
 from medsam3.evaluation.sources import Source, open_source
+from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.evaluation.table3 import write_table_3
 from medsam3.evaluation.tables import (
     prompt_table,
@@ -77,7 +78,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         writer = None
         if config.evaluation.save_masks:
             writer = MaskWriter(folder / MASK_FOLDER, corpus, parts, config.prediction.resolve_overlaps)
-        evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer)
+        clock = Stopwatch()
+        evaluation = run_evaluation(source.answers, corpus, asked, config.evaluation, journal, writer, clock)
+        say(f"time     {clock.describe()}")
         if writer and distributed.is_main():
             for line in writer.join(queries(corpus, asked, config.evaluation)):
                 say(f"masks    {line}")

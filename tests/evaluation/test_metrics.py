@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medsam3.evaluation.metrics import MaskPair, Overlap, check_metrics, dice, iou, measure, precision, recall
+from medsam3.evaluation.outline_workers import OutlineWorkers
 
 
 def _mask(*rows: str) -> np.ndarray:
@@ -19,7 +20,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> Overlap:
 
 
 def measured(a: np.ndarray, b: np.ndarray, names: list[str], spacing: tuple[float, float] = (1, 1)) -> dict:
-    return measure(overlap(a, b), MaskPair(a, b, spacing), names)
+    values = measure(overlap(a, b), names)
+    return values | OutlineWorkers(names, 0).submit(MaskPair(a, b, spacing)).result()
 
 
 def test_dice_and_iou_of_hand_counted_masks():
