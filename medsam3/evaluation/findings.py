@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,6 +38,15 @@ class Finding:
     cross_dice: list[list[float]]  # [prompt][truth] Dice by the first rule
 
 
+@dataclass(frozen=True)
+class _Rows:
+    findings: Iterable[Finding]
+    name: str
+
+    def __iter__(self) -> Iterator[QueryResult]:
+        return (row for finding in self.findings for row in getattr(finding, self.name))
+
+
 @dataclass
 class Evaluation:
     """The findings of all images."""
@@ -46,14 +57,14 @@ class Evaluation:
     overlays: dict[str, Image.Image]  # file name -> picture
 
     @property
-    def results(self) -> Iterator[QueryResult]:
-        """Those of all findings, until the journal is discarded."""
-        return (result for finding in self.findings for result in finding.results)
+    def results(self) -> Iterable[QueryResult]:
+        """Those of all findings, until the journal is discarded; as often as wanted."""
+        return _Rows(self.findings, "results")
 
     @property
-    def reworded(self) -> Iterator[QueryResult]:
+    def reworded(self) -> Iterable[QueryResult]:
         """See Finding; they are in no other number."""
-        return (result for finding in self.findings for result in finding.reworded)
+        return _Rows(self.findings, "reworded")
 
     @property
     def rule(self) -> str:
@@ -200,5 +211,10 @@ def _first_line(path: Path) -> str:
 def _from_json(line: bytes) -> Finding:
     content = json.loads(line)
     for name in ("results", "reworded"):
-        content[name] = [QueryResult(**result) for result in content[name]]
+        content[name] = [QueryResult(**{key: _shared(value) for key, value in row.items()}) for row in content[name]]
     return Finding(**content)
+
+
+def _shared(value: Any) -> Any:
+    """A text that many rows have is kept once."""
+    return sys.intern(value) if isinstance(value, str) else value

@@ -137,7 +137,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write results.csv, synonyms.csv, prompts.md and overlays/*.png; those of an earlier evaluation are removed."""
     write_lines(folder / "results.csv", results_csv(evaluation.results))
     (folder / SYNONYMS).unlink(missing_ok=True)
-    if next(evaluation.reworded, None) is not None:
+    if any(True for _ in evaluation.reworded):
         write_lines(folder / SYNONYMS, results_csv(evaluation.reworded))
     (folder / "prompts.md").unlink(missing_ok=True)
     if evaluation.prompt_dice:  # a data set of several concepts

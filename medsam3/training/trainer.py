@@ -182,14 +182,13 @@ def validate(run: Run) -> None:
         averaged = dataclasses.replace(run.loaded, model=cast(Sam3Model, run.average.module))
         models.append(("validation_average", TextDetector(averaged.model), averaged))
     for title, detector, loaded in models:
-        evaluation = _evaluate(run, detector)
+        evaluation, absent = _evaluate(run, detector)
         mean = mean_score(evaluation.main_scores)
         values = {f"{title}/{metric}": value for metric, value in mean.values.items()}
         for name, score in evaluation.main_scores.items():
             values |= {f"{title}/{name}/{metric}": value for metric, value in score.values.items()}
         for rule, scores in evaluation.scores.items():
             values |= {f"{title}/{rule}/{metric}": value for metric, value in mean_score(scores).values.items()}
-        absent = refusal_means(evaluation.results, evaluation.rule)
         values |= {f"{title}/absent/{name}": value for name, value in absent.items()}
         run.log.scalars(run.progress.step, values)
         run.log.pictures(run.progress.step, evaluation.overlays)
@@ -210,7 +209,8 @@ def validate(run: Run) -> None:
     distributed.barrier()
 
 
-def _evaluate(run: Run, detector: TextDetector) -> Evaluation:
+def _evaluate(run: Run, detector: TextDetector) -> tuple[Evaluation, dict[str, float]]:
+    """On the validation part; and what it tells of absent concepts, see `refusal_means`."""
     config = run.config
     predictor = ImagePredictor(
         detector, run.loaded.tokenizer, config.model.image_size, config.prediction, config.trainer.bf16
@@ -218,5 +218,6 @@ def _evaluate(run: Run, detector: TextDetector) -> Evaluation:
     asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), config.evaluation)
     journal = Journal(run.folder / "validation")
     evaluation = run_evaluation(ModelAnswers(predictor, run.corpus), run.corpus, asked, config.evaluation, journal)
+    absent = distributed.from_main(lambda: refusal_means(evaluation.results, evaluation.rule))
     journal.discard()
-    return evaluation
+    return evaluation, absent
