@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.checks import differing_keys
+from medsam3.evaluation.metrics import has_mean, one_unit
 from medsam3.evaluation.results import FILES, Results, Rows, read_results
 from medsam3.evaluation.scores import DRAWS, LEVEL, SEED, QueryResult
 from medsam3.evaluation.statistics import MeanInterval, average_interval
 from medsam3.files import file_hash
 from medsam3.messages import listed
 
-OTHERS = ("part", "prompt", "score", "presence", "ceiling", "truth_px", "prediction_px")
+OTHERS = ("part", "prompt", "score", "presence", "ceiling", "truth_px", "prediction_px", "unit")
 SWAPPED = ("swapped", "swapped_truths", "swapped_absent")
 Key = tuple[str, str, str, str]
 
@@ -118,7 +119,8 @@ class Pair:
 def _mean(parts: Sequence[Sequence[QueryResult]], metric: str) -> Mean:
     finite = [[case for case in part if math.isfinite(case.values[metric])] for part in parts]
     left_out = sum(map(len, parts)) - sum(map(len, finite))
-    if not finite or not all(finite):
+    unit = one_unit(case.unit for part in parts for case in part)
+    if not finite or not all(finite) or not has_mean(metric, unit):
         return Mean(None, left_out)
     sets = [
         ([case.values[metric] for case in part], [f"{case.dataset}/{case.group}" for case in part]) for part in finite

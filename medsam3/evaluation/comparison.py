@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsam3.checks import differing_keys
 from medsam3.evaluation.asking import MARKED, PRESENT
-from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.metrics import METRICS, has_mean, one_unit
 from medsam3.evaluation.results import Results
 from medsam3.evaluation.statistics import PairedComparison, compare_paired, holm
 from medsam3.messages import listed, one_of
@@ -47,6 +47,7 @@ class Duel:
     means: tuple[float, float]  # of the first one and of this one
     paired: PairedComparison
     left_out: int  # pairs without a finite value on both sides
+    unit: str  # of distances
     permutation_holm: float
     wilcoxon_holm: float
 
@@ -164,6 +165,7 @@ def _rules(contestants: Sequence[Contestant], wanted: str | None) -> list[str]:
 @dataclass(frozen=True)
 class _Table:
     keys: list[Key]
+    unit: str  # of distances
     runs: NDArray[np.float64]  # [runs, N], NaN where a value is not finite
 
     @property
@@ -176,6 +178,7 @@ def _table(contestant: Contestant, dataset: str, rule: str, metric: str, setting
     """The values of a contestant, rows in the order of their keys."""
     columns: list[NDArray[np.float64]] = []
     keys: list[Key] = []
+    units: set[str] = set()
     for run in contestant.runs:
         own = run.rows.get(rule, run.rows.get(MASKS, {})).get(dataset)
         if own is None or metric not in own.values:
@@ -186,11 +189,14 @@ def _table(contestant: Contestant, dataset: str, rule: str, metric: str, setting
         if columns:
             _check_same(contestant.runs[0], run, dataset, keys, found)
         keys = found
+        units |= {own.others["unit"][i] for i in order}
         values = own.values[metric][order]
         columns.append(np.where(np.isfinite(values), values, np.nan))
     if not keys:
         raise ValueError(f"{contestant.runs[0].folder}: {dataset} has no row of a concept that is there")
-    return _Table(keys, np.stack(columns))
+    if not has_mean(metric, one_unit(units)):
+        raise ValueError(f"{contestant.runs[0].folder}: {metric} of {dataset} in {one_unit(units)}: cannot be averaged")
+    return _Table(keys, one_unit(units), np.stack(columns))
 
 
 def _check_same(first: Results, second: Results, dataset: str, one: list[Key], two: list[Key]) -> None:
@@ -219,7 +225,8 @@ def _duels(
             paired = compare_paired(*pair, groups, settings.level, settings.draws, settings.seed)
             means = float(pair[0].mean()), float(pair[1].mean())
             left_out = int((~finite).sum())
-            duels.append(Duel(dataset, rule, metric, contestant.name, means, paired, left_out, math.nan, math.nan))
+            place = (dataset, rule, metric, contestant.name)
+            duels.append(Duel(*place, means, paired, left_out, ours.unit, math.nan, math.nan))
     return duels
 
 

@@ -75,7 +75,13 @@ def _table(first: str, metric: Metric, duels: Sequence[Duel]) -> str:
         ends = [f"{metric.printed(end):+.1f}" for end in paired.difference.interval or ()]
         lines.append(
             [
-                *(duel.dataset, duel.name, f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"),
+                *(
+                    f"{duel.dataset} ({duel.unit})" if metric.of_outlines else duel.dataset,
+                    duel.name,
+                    f"{old:.1f}",
+                    f"{new:.1f}",
+                    f"{new - old:+.1f}",
+                ),
                 " to ".join(ends) or "-",
                 *(p_value(duel.permutation_holm), p_value(duel.wilcoxon_holm)),
                 *(f"{paired.cohen_dz:.2f}", f"{paired.rank_biserial:.2f}"),
@@ -83,7 +89,8 @@ def _table(first: str, metric: Metric, duels: Sequence[Duel]) -> str:
             ]
         )
     names = list(dict.fromkeys(duel.name for duel in duels))
-    for name in names if len(duels) > len(names) else []:  # several data sets: unweighted, as in Table 3
+    one = not metric.of_outlines or len({duel.unit for duel in duels}) == 1
+    for name in names if len(duels) > len(names) and one else []:  # several data sets: unweighted, as in Table 3
         means = np.mean([duel.means for duel in duels if duel.name == name], axis=0)
         old, new = (metric.printed(float(mean)) for mean in means)
         lines.append(["**Avg.**", name, f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}", *[""] * 7])

@@ -202,7 +202,7 @@ def _pictures(
         if prediction.concept in shown:
             result = shown[prediction.concept]
             name = f"{result.dataset}_{result.item}_{result.concept}.png".replace("/", "_").replace(" ", "_")
-            values = (f"{METRICS[name].title} {value:.3f}" for name, value in result.values.items())
+            values = (f"{METRICS[name].named(result.unit)} {value:.3f}" for name, value in result.values.items())
             caption = "   ".join([result.prompt, f"score {result.score:.2f}", *values])
             mask = prediction.answer.mask
             pictures[name] = overlay(image, truths[result.concept].mask, mask, caption)

@@ -14,7 +14,7 @@ from medsam3.evaluation.answers import Boxes
 from medsam3.evaluation.asking import MARKED, PRESENT
 from medsam3.evaluation.counting import PixelCounter
 from medsam3.evaluation.findings import Finding
-from medsam3.evaluation.metrics import MaskPair, Overlap, measure
+from medsam3.evaluation.metrics import MM, PX, MaskPair, Overlap, measure
 from medsam3.evaluation.outline_workers import OutlineWorkers
 from medsam3.evaluation.scores import QueryResult
 from medsam3.evaluation.swapped import NOT_SWAPPED, Swapped, swapped_dice
@@ -32,13 +32,14 @@ class Truth:
     ceiling: float  # Dice of its largest instance with the union
     boxes: Boxes  # of its instances
     spacing: tuple[float, float]  # see MaskPair
+    unit: str  # of distances, mm or px
 
     @classmethod
     def of(cls, instances: Instances, spacing_mm: tuple[float, float] | None) -> Truth:
         mask = instances.union()
         largest, total = int(instances.areas_px.max(initial=0)), int(np.count_nonzero(mask))
         ceiling = 2 * largest / (largest + total) if total else 1.0
-        return cls(mask, ceiling, instances.boxes_cxcywh, spacing_mm or (1.0, 1.0))
+        return cls(mask, ceiling, instances.boxes_cxcywh, spacing_mm or (1.0, 1.0), MM if spacing_mm else PX)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def _result(
         ceiling=truth.ceiling,
         truth_px=pixels.truth_px,
         prediction_px=pixels.prediction_px,
+        unit=truth.unit,
         swapped=swapped.answers,
         swapped_truths=swapped.truths,
         swapped_absent=swapped.absent,

@@ -43,11 +43,17 @@ class Metric:
     title: str  # in tables
     of: Callable[[Any], float]  # of an Overlap, or of a MaskPair if `of_outlines`
     is_fraction: bool = True  # in 0..1: printed in percent
-    of_outlines: bool = False  # takes far longer than to count pixels
+    of_outlines: bool = False  # depends on the unit of distances; takes far longer than to count pixels
 
     @property
     def heading(self) -> str:
         return f"{self.title} (%)" if self.is_fraction else self.title
+
+    def named(self, unit: str) -> str:
+        """The title, with the unit where it matters."""
+        if not self.of_outlines:
+            return self.title
+        return f"{self.title} at {NSD_TOLERANCE:g} {unit}" if self.is_fraction else f"{self.title} in {unit}"
 
     def printed(self, value: float) -> float:
         """The value as tables show it."""
@@ -95,6 +101,22 @@ METRICS = {
     "nsd": Metric("NSD", surface_dice, of_outlines=True),
     "hd95": Metric("HD95", hausdorff_95, is_fraction=False, of_outlines=True),
 }
+MM, PX = "mm", "px"  # units of distances
+
+
+def one_unit(units: Iterable[str]) -> str:
+    """The unit of rows; "mm and px" if it differs, so that no mean of their distances is one."""
+    return " and ".join(sorted({part for unit in units for part in unit.split(" and ")}))
+
+
+def has_mean(name: str, unit: str) -> bool:
+    """Whether values of a metric with these units can be averaged."""
+    return unit in (MM, PX) or not measure_distances([name])
+
+
+def measure_distances(names: Iterable[str]) -> bool:
+    """Whether one of the metrics depends on the unit."""
+    return any(name in METRICS and METRICS[name].of_outlines for name in names)
 
 
 def check_metrics(names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from medsam3.evaluation import charts
 from medsam3.evaluation.beside import Mean, Pair, dice_of, key_of, read_pair
 from medsam3.evaluation.extremes import picture_section
-from medsam3.evaluation.metrics import METRICS, Metric
+from medsam3.evaluation.metrics import METRICS, Metric, measure_distances, one_unit
 from medsam3.evaluation.obedience import BINS, achieved
 from medsam3.evaluation.obedience_tables import obedience_section
 from medsam3.evaluation.protocol import protocol_section
@@ -113,6 +113,7 @@ def _row(results: Pair, cases: list[QueryResult]) -> list[str]:
     cells = []
     for name in results.ours.metrics:
         cells += _cells(results, name, *(results.mean(cases, name, side) for side in (False, True)))
+    cells += [one_unit(case.unit for case in cases)] if measure_distances(results.ours.metrics) else []
     groups = {(case.dataset, case.group) for case in cases}
     images = {(case.dataset, case.item) for case in cases}
     return [*cells, f"{len(cases):,}", f"{len(images):,}", f"{len(groups):,}"]
@@ -122,6 +123,7 @@ def _heads(results: Pair) -> list[str]:
     heads = []
     for name in results.ours.metrics:
         heads += [_metric(name).heading, *([f"{_metric(name).title} baseline", "Δ"] if results.baseline else [])]
+    heads += ["distances in"] if measure_distances(results.ours.metrics) else []
     return [*heads, "queries", "images", "groups"]
 
 
@@ -135,7 +137,7 @@ def _means(results: Pair) -> str:
             cells = []
             for name in ours.metrics:
                 cells += _cells(results, name, *(results.average(rule, name, side) for side in (False, True)))
-            rows.append(["mean over data sets", rule, *cells, "", "", ""])
+            rows.append(["mean over data sets", rule, *cells, *[""] * (len(_heads(results)) - len(cells))])
     return (
         f"<h2>Means</h2><p>In square brackets the {100 * LEVEL:.0f} % interval of the mean, drawn by group (patient, "
         f"video or volume) within each data set; none where a data set has fewer than {MIN_GROUPS} groups.</p>"
@@ -224,6 +226,7 @@ def _cases(results: Pair) -> tuple[str, str]:
     cases = [*ours.cases, *ours.foreign]  # foreign words last: few of them would fill the list with Dice 0
     cases.sort(key=lambda c: (c.foreign, dice_of(c) if math.isfinite(dice_of(c)) else -1.0, key_of(c)))
     always, some = ["dataset", "item", "concept"], ["group", "part", "rule"]
+    some += ["unit"] if measure_distances(ours.metrics) else []
     texts = [*always, *(name for name in some if any(vars(case)[name] for case in cases))]
     columns = [*texts, "kind", "score", *(_metric(name).title for name in ours.metrics)]
     columns += ["Dice baseline", "Δ Dice"] if results.baseline else []

@@ -11,6 +11,7 @@ from typing import Any
 from medsam3.evaluation.beside import Pair, Side, dice_of, key_of
 from medsam3.evaluation.charts import table
 from medsam3.evaluation.mask_files import MASKS
+from medsam3.evaluation.metrics import NSD_TOLERANCE, measure_distances, one_unit
 from medsam3.evaluation.scores import DRAWS, LEVEL, SEED
 from medsam3.evaluation.statistics import MIN_GROUPS
 
@@ -78,9 +79,16 @@ def _numbers(results: Pair) -> list[list[str]]:
     left_out = ", ".join(f"{count} queries have no finite {name}" for name, count in wrong.items() if count)
     finite = [case for case in cases if math.isfinite(dice_of(case))]
     worst = [f"{' '.join(key_of(case)[:3])} {dice_of(case):.3f}" for case in sorted(finite, key=dice_of)[:WORST]]
+    distances = ""
+    if measure_distances(ours.metrics):
+        units = {name: one_unit(case.unit for case in cases if case.dataset == name) for name in ours.datasets}
+        distances = (
+            f". Distances (NSD within {NSD_TOLERANCE:g}, HD95) in mm where the file says how large a pixel is, else in "
+            f"px: {', '.join(f'{name} {unit}' for name, unit in units.items())}; no mean over both"
+        )
     lines = [
         ["Metrics", f"{', '.join(ours.metrics)}; per query at the image's own size, then the mean over the queries of "
-         "a data set, then the unweighted mean over data sets"],
+         "a data set, then the unweighted mean over data sets" + distances],
         ["Empty truth", "Means are over queries whose concept is in the image. Where nothing is there, Dice and IoU "
          "are 1 if nothing is answered, else 0; these queries have numbers of their own."],
         ["Left out of means", left_out or "nothing: every value is finite"],

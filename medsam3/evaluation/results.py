@@ -82,7 +82,7 @@ def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a results.csv ({error})") from error
     metrics = [name for name in METRICS if name in table.column_names]
-    missing = [name for name in (*_TEXTS, "present") if name not in table.column_names]
+    missing = [name for name in (*_TEXTS, "present", "unit") if name not in table.column_names]
     if missing or not metrics:
         raise ValueError(f"{path}: no column {listed(missing or METRICS)}; evaluate it again with this version")
     texts = {name: table.column(name).to_pylist() for name in _TEXTS}
@@ -122,7 +122,7 @@ def _check_means(folder: Path, rows: dict[str, dict[str, Rows]], means: dict[str
         for dataset, score in by_dataset["datasets"].items():
             own = rows.get(rule, {}).get(dataset)
             for name, mean in score["values"].items():
-                if mean is None or (own is not None and name not in own.values):
+                if mean is None or math.isnan(mean) or (own is not None and name not in own.values):
                     continue
                 values = np.empty(0) if own is None else own.values[name][own.present]
                 there = float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else math.inf

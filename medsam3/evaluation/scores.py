@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.evaluation.asking import FOREIGN, PRESENT
+from medsam3.evaluation.metrics import PX, has_mean, one_unit
 from medsam3.evaluation.statistics import MeanInterval, average_interval, mean_interval
 
 LEVEL, DRAWS, SEED = 0.95, 2000, 0  # of intervals
@@ -35,6 +36,7 @@ class QueryResult:
     ceiling: float  # Dice of the largest true instance alone: what a perfect instance model can reach by top1
     truth_px: int
     prediction_px: int
+    unit: str = PX  # of distances: mm where the file says how large a pixel is, else px
     swapped: float | None = None  # see Swapped; of the first rule, where the concept is in the image
     swapped_truths: float | None = None
     swapped_absent: float | None = None
@@ -62,6 +64,7 @@ class Score:
     answered: float | None  # share of the absent ones that got a mask all the same; None without any
     with_absent: dict[str, float]  # as `values`, over all queries: 1 where nothing is there and nothing is answered
     left_out: dict[str, int]  # of the present queries, by metric: values that are not finite, left out of its mean
+    unit: str = PX  # of distances; "mm and px": their means are NaN
 
 
 class Tally:
@@ -72,6 +75,7 @@ class Tally:
         self._ceilings = array("d")
         self._present, self._answered = array("b"), array("b")
         self._items = array("q")  # hashes
+        self._units: set[str] = set()  # of what is there
 
     def add(self, result: QueryResult) -> None:
         for name, value in result.values.items():
@@ -80,6 +84,7 @@ class Tally:
         self._present.append(result.present)
         self._answered.append(result.prediction_px > 0)
         self._items.append(hash(result.item))
+        self._units |= {result.unit} if result.present else set()
 
     def score(self) -> Score | None:
         """None if the data set is without any concept there."""
@@ -89,15 +94,17 @@ class Tally:
         values = {name: np.asarray(column) for name, column in self._values.items()}
         present = {name: column[there] for name, column in values.items()}
         answered = np.asarray(self._answered)[~there]
+        unit = one_unit(self._units)
         return Score(
-            values=_means(present),
+            values=_means(present, unit),
             ceiling=float(np.mean(np.asarray(self._ceilings)[there])),
             queries=int(there.sum()),
             images=len(np.unique(self._items)),
             absent=len(answered),
             answered=float(np.mean(answered)) if len(answered) else None,
-            with_absent=_means(values),
+            with_absent=_means(values, unit),
             left_out={name: int((~np.isfinite(column)).sum()) for name, column in present.items()},
+            unit=unit,
         )
 
 
@@ -168,15 +175,17 @@ def mean_score(scores: dict[str, Score]) -> Score:
     """Unweighted mean over data sets (the row "Avg." of Table 3)."""
     first = next(iter(scores.values()))
     answered = [score.answered for score in scores.values() if score.answered is not None]
+    unit = one_unit(score.unit for score in scores.values())
     return Score(
-        values=_means(_columns([score.values for score in scores.values()])),
+        values=_means(_columns([score.values for score in scores.values()]), unit),
         ceiling=float(np.mean([score.ceiling for score in scores.values()])),
         queries=sum(score.queries for score in scores.values()),
         images=sum(score.images for score in scores.values()),
         absent=sum(score.absent for score in scores.values()),
         answered=float(np.mean(answered)) if answered else None,
-        with_absent=_means(_columns([score.with_absent for score in scores.values()])),
+        with_absent=_means(_columns([score.with_absent for score in scores.values()]), unit),
         left_out={name: sum(score.left_out[name] for score in scores.values()) for name in first.left_out},
+        unit=unit,
     )
 
 
@@ -184,10 +193,12 @@ def _columns(rows: Sequence[dict[str, float]]) -> dict[str, NDArray[np.float64]]
     return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
 
 
-def _means(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """Of the values that are finite (an HD95 without a mask is not); infinite where none is."""
+def _means(columns: Mapping[str, NDArray[np.float64]], unit: str) -> dict[str, float]:
+    """Of the values that are finite (an HD95 without a mask is not); infinite where none is; NaN of several units."""
     means = {}
     for name, values in columns.items():
         finite = values[np.isfinite(values)]
         means[name] = float(np.mean(finite)) if len(finite) else math.inf
+        if not has_mean(name, unit):
+            means[name] = math.nan
     return means

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.checks import differing_keys
-from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.metrics import METRICS, NSD_TOLERANCE, has_mean, measure_distances
 from medsam3.evaluation.obedience import Obedience
 from medsam3.evaluation.question import Question
 from medsam3.evaluation.scores import AVERAGE, LEVEL, QueryResult, Score, mean_score
@@ -68,7 +68,7 @@ class Baseline:
 BEFORE_METRICS = (
     "dataset", "item", "group", "part", "concept", "prompt", "rule", "present", "kind", "score", "presence",
 )  # fmt: skip
-AFTER_METRICS = ("ceiling", "truth_px", "prediction_px", "swapped", "swapped_truths", "swapped_absent")
+AFTER_METRICS = ("ceiling", "truth_px", "prediction_px", "unit", "swapped", "swapped_truths", "swapped_absent")
 
 
 def results_csv(results: Iterable[QueryResult]) -> Iterator[str]:
@@ -162,6 +162,9 @@ def rule_tables(
         left_out = mean_score(found).left_out
         notes = [f"{METRICS[name].title}: {count} queries left out" for name, count in left_out.items() if count]
         note = f"\n{'; '.join(notes)}: prediction or truth is empty.\n" if notes else ""
+        if measure_distances(left_out):
+            note += "\nDistances are in mm where the files say how large a pixel is, else in px; "
+            note += f"NSD within {NSD_TOLERANCE:g} of them.\n"
         note += few_groups(intervals[rule]) if intervals else ""
         parts.append(f"Mask rule **{rule}**: {RULE_WORDS[rule]}.\n\n{table}{note}")
     return "\n".join(parts)
@@ -195,6 +198,8 @@ def score_table(
     """
     asked_absent = any(score.absent for score in scores.values())
     head = ["Dataset", *_headings(next(iter(scores.values())).values, names if baseline else None)]
+    distances = measure_distances(next(iter(scores.values())).values)
+    head += ["distances in"] if distances else []
     head += ["ceiling Dice (%)"] if with_ceiling else []
     head += ["Dice with absent (%)", "absent answered (%)"] if asked_absent else []
     head += [f"Dice, {100 * LEVEL:.0f} % interval", "groups"] if intervals else []
@@ -206,6 +211,7 @@ def score_table(
     lines = []
     for name, (score, old) in columns.items():
         cells = [titles.get(name, name), *_values(score, old)]
+        cells += [score.unit] if distances else []
         cells += [_percent(score.ceiling)] if with_ceiling else []
         cells += [_percent(score.with_absent["dice"]), _percent(score.answered)] if asked_absent else []
         cells += _interval(intervals[name]) if intervals else []
@@ -223,13 +229,12 @@ def _headings(metrics: Iterable[str], names: tuple[str, str] | None) -> list[str
 def _values(score: Score, baseline: Score | None) -> list[str]:
     cells = []
     for name, value in score.values.items():
-        metric = METRICS[name]
-        new = metric.printed(value)
-        if baseline is None:
-            cells.append(f"{new:.1f}")
-        else:
-            old = metric.printed(baseline.values[name])
-            cells += [f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"]
+        new = METRICS[name].printed(value)
+        numbers = [f"{new:.1f}"]
+        if baseline is not None:
+            old = METRICS[name].printed(baseline.values[name])
+            numbers = [f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"]
+        cells += numbers if has_mean(name, score.unit) else ["-"] * len(numbers)
     return cells
 
 

@@ -9,7 +9,7 @@ from medsam3.checkpoints.weights import save_transformers_folder
 from medsam3.config import TrainConfig
 from medsam3.data.corpus import Corpus
 from medsam3.evaluation.honesty import TrainingRecord
-from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.metrics import METRICS, has_mean
 from medsam3.evaluation.scores import Score, mean_score
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
@@ -67,8 +67,14 @@ def write_best(
 
 
 def _shown(score: Score) -> dict[str, str]:
-    """Heading of each metric -> its value, as tables print it."""
-    return {METRICS[name].heading: f"{METRICS[name].printed(value):.1f}" for name, value in score.values.items()}
+    """Heading of each metric, with the unit of a distance -> its value, as tables print it."""
+    shown = {}
+    for name, value in score.values.items():
+        metric = METRICS[name]
+        heading = f"{metric.named(score.unit)} (%)" if metric.is_fraction else metric.named(score.unit)
+        if has_mean(name, score.unit):
+            shown[heading] = f"{metric.printed(value):.1f}"
+    return shown
 
 
 def _licence(name: str) -> Licence:

@@ -57,7 +57,7 @@ def write_results(
                 number += 1
                 for rule in rules:
                     numbers = f"{dice:.6f}", f"{dice / 2:.6f}"
-                    others = (concept, 0.5, 0.5, 1.0, 9 * there, 9, "", "", "")
+                    others = (concept, 0.5, 0.5, 1.0, 9 * there, 9, "px", "", "", "")
                     writer.writerow([name, item, group, "val", concept, rule, there, kind, *numbers, *others])
                 kept += [dice] if there else []
             for rule in rules:

@@ -166,7 +166,7 @@ def test_a_folder_that_is_no_result_or_a_mixture_of_two_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not of the same evaluation \(x, top1, dice: 0.700000 and 0.550000\)"):
         read_results(a)
     with (tmp_path / "b/results.csv").open("a") as file:
-        file.write("x,i00,p00,val,polyp,top1,1,present,0.5,0.25,polyp,0.5,0.5,1,9,9,,,\n")
+        file.write("x,i00,p00,val,polyp,top1,1,present,0.5,0.25,polyp,0.5,0.5,1,9,9,px,,,\n")
     with pytest.raises(ValueError, match="x/i00 has two rows for 'polyp' by top1"):
         read_results(tmp_path / "b")
 

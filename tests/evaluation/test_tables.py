@@ -16,6 +16,7 @@ from medsam3.evaluation.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, overlay
 from medsam3.evaluation.question import Question, Rows
 from medsam3.evaluation.scores import AVERAGE, QueryResult, Score, dice_intervals, mean_score, summarise
 from medsam3.evaluation.tables import read_baseline, results_csv, results_json, rule_tables, score_table
+from medsam3.training.record import _shown
 from tests.evaluation.test_metrics import measured
 
 
@@ -152,7 +153,7 @@ def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
     monkeypatch.setitem(METRICS, "pixels", Metric("Size", lambda pixels: float(pixels.truth_px), is_fraction=False))
     values = measured(np.ones((2, 2), bool), np.ones((2, 2), bool), ["dice", "iou", "pixels"])
     row = QueryResult(**vars(RESULTS[0]) | {"values": values})
-    assert list(results_csv([row]))[1].rstrip().endswith("1.000000,1.000000,4.000000,0.800000,10,12,,,")
+    assert list(results_csv([row]))[1].rstrip().endswith("1.000000,1.000000,4.000000,0.800000,10,12,px,,,")
     table = score_table(summarise([row])["top1"], {}).splitlines()
     assert table[0] == "| Dataset | Dice (%) | IoU (%) | Size | queries | images |" and "| 4.0 | 1 | 1 |" in table[2]
 
@@ -164,7 +165,7 @@ def test_results_json_says_what_was_asked_and_can_be_read_as_a_baseline(tmp_path
     found = content["rules"]["top1"]
     assert found["datasets"]["drive"] == {
         "values": means, "ceiling": pytest.approx(0.8), "queries": 2, "images": 2, "absent": 0, "answered": None,
-        "with_absent": means, "left_out": {"dice": 0, "iou": 0},
+        "with_absent": means, "left_out": {"dice": 0, "iou": 0}, "unit": "px",
     }  # fmt: skip
     assert found["mean"]["values"] == {"dice": pytest.approx(0.775), "iou": pytest.approx(0.7)}
     assert content["question"]["rows"]["drive"]["images_sha256"] == "bb"
@@ -246,10 +247,10 @@ def test_results_csv_has_one_row_per_query_and_rule():
     lines = "".join(results_csv(rows)).splitlines()
     assert lines[0] == (
         "dataset,item,group,part,concept,prompt,rule,present,kind,score,presence,dice,iou,ceiling,truth_px,prediction_px,"
-        "swapped,swapped_truths,swapped_absent"
+        "unit,swapped,swapped_truths,swapped_absent"
     )
     vessel = "retinal blood vessel"
-    numbers = "0.500000,0.750000,0.500000,0.400000,0.800000,10,12,,,"
+    numbers = "0.500000,0.750000,0.500000,0.400000,0.800000,10,12,px,,,"
     assert lines[1] == f"drive,21,p1,val,{vessel},{vessel},top1,1,present,{numbers}"
     assert lines[5].startswith("drive,21,p1,val,optic cup,optic cup,union,0,marked,") and len(lines) == 6
 
@@ -284,6 +285,23 @@ def test_intervals_count_groups_and_need_ten_of_them():
     low, high = enough["drive"].interval
     narrower = enough[AVERAGE].interval  # of two independent means of the same spread: by a factor of sqrt(2)
     assert (narrower[1] - narrower[0]) * 2**0.5 == pytest.approx(high - low, rel=0.07)
+
+
+def test_distances_in_two_units_have_no_mean_and_every_table_says_the_unit(tmp_path):
+    def row(dataset: str, hd95: float, unit: str) -> QueryResult:
+        found = vars(_result(dataset, str(hd95), "optic cup", 0.5, 0.4))
+        return QueryResult(**found | {"values": {"dice": 0.5, "hd95": hd95}, "unit": unit})
+
+    rows = [row("drive", 3.0, "mm"), row("drive", 5.0, "mm"), row("papila", 9.0, "px")]
+    table = rule_tables(summarise(rows), {}).splitlines()
+    assert table[2] == "| Dataset | Dice (%) | HD95 | distances in | ceiling Dice (%) | queries | images |"
+    assert table[4].startswith("| drive | 50.0 | 4.0 | mm |") and table[5].startswith("| papila | 50.0 | 9.0 | px |")
+    assert table[6].startswith("| **Avg.** | 50.0 | - | mm and px |")
+    assert table[8].startswith("Distances are in mm where the files say how large a pixel is, else in px")
+    within = summarise([*rows, row("drive", 9.0, "px")])["top1"]["drive"]
+    assert math.isnan(within.values["hd95"]) and within.values["dice"] == 0.5
+    assert _shown(summarise(rows)["top1"]["drive"]) == {"Dice (%)": "50.0", "HD95 in mm": "4.0"}
+    assert list(_shown(within)) == ["Dice (%)"]
 
 
 ABSENT = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 
 from medsam3.data.corpus import Corpus, open_corpus
+from medsam3.evaluation.evaluator import run_evaluation
 from medsam3.evaluation.mask_files import MASKS, TRUTH, Asked, MaskFiles, MaskWriter
-from medsam3.evaluation.metrics import Comparison, dice
+from medsam3.evaluation.tables import rule_tables
+from medsam3.layouts.label_volume import LabelVolumeReader
 from medsam3.prediction.image import Answer, Prediction
 from medsam3.preparation.prepare import prepare
 from tests.conftest import data_config, prepare_config
+from tests.evaluation.test_asking import settings_of
 from tests.layouts.test_volume_cache import nifti
 
 LIVER, SPLEEN = "liver", "spleen"
@@ -102,9 +106,9 @@ def test_the_volumes_are_read_back_slice_by_slice(corpus, tmp_path, resolved):
 
 
 def dice_3d(folder: Path, case: str, value: int) -> float:
-    """Of a saved volume, by the code that measures slices."""
+    """Of a saved volume, by its definition."""
     prediction, truth = (np.asarray(nibabel.load(f).dataobj) == value for f in files_of(folder, case))
-    return dice(Comparison(prediction, truth))
+    return 2 * int((prediction & truth).sum()) / int(prediction.sum() + truth.sum())
 
 
 def files_of(folder: Path, case: str) -> tuple[Path, Path]:
@@ -133,6 +137,23 @@ def test_nnunets_evaluator_gives_the_same_dice(corpus, tmp_path):
         theirs = evaluator.compute_metrics(str(truth), str(prediction), SimpleITKIO(), [1, 2])["metrics"]
         for value in (1, 2):
             assert theirs[value]["Dice"] == pytest.approx(dice_3d(tmp_path, case, value))
+
+
+def test_distances_are_in_millimetres_of_the_picture(corpus, tmp_path):
+    """Moved by one row of 0.8 mm; in stored axes that is the axis of 0.8, whatever the header's order."""
+    written(corpus, tmp_path / "masks")
+    config = settings_of("evaluation.metrics=[dice,nsd,hd95]", "evaluation.overlays=0", "evaluation.workers=0")
+    images = {"small": [rows for rows in corpus.images("small", "all") if rows.item in asked(corpus)["small"]]}
+    answers = MaskFiles(tmp_path / "masks/union", corpus, asked(corpus))
+    found = run_evaluation(answers, corpus, images, config)
+    assert {(round(row.values["hd95"], 6), row.values["nsd"], row.unit) for row in found.results} == {(0.8, 1.0, "mm")}
+    reader = corpus.readers["small"]
+    assert reader.spacing_mm(reader.item("v0/z004")) == pytest.approx((0.8, 0.5))
+    table = rule_tables(found.scores, {}).splitlines()
+    assert "| small | " in table[4] and " | 0.8 | mm | " in table[4]
+    believed = dataclasses.replace(corpus.specs["small"], options={"axis": "axial", "label_header": "ignore"})
+    doubted = LabelVolumeReader(believed, reader.root, reader.cache)
+    assert doubted.spacing_mm(doubted.item("v0/z004")) is None  # headers that contradict each other say no size
 
 
 def test_volumes_turned_another_way_are_read_by_their_headers(corpus, tmp_path):
