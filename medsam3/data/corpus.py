@@ -15,7 +15,7 @@ from medsam3.layouts.readers import open_reader
 from medsam3.messages import listed
 from medsam3.registry.scenes import AbsentPool, absent_pool, shipped_scenes
 from medsam3.registry.spec import PAPER, SPEC_FOLDER, DatasetSpec, load_specs
-from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
+from medsam3.registry.vocabulary import Vocabulary
 
 
 @dataclass
@@ -137,10 +137,9 @@ def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterabl
 
 def _prompts(specs: dict[str, DatasetSpec], style: str) -> dict[tuple[str, str], str]:
     """The authors' prompts where data.prompts asks for them; a concept outside the vocabulary is its own prompt."""
-    path = MANIFESTS / "vocabulary.yaml"
-    if style == "canonical" or not path.exists():
+    if style == "canonical":
         return {}
-    vocabulary = Vocabulary.load(path)
+    vocabulary = Vocabulary.load()
     return {
         (name, concept): vocabulary.prompt(concept, name, style)
         for name, spec in specs.items()

@@ -16,6 +16,8 @@ from medsam3.registry.schema import build, read_mapping
 from medsam3.registry.spec import MODALITIES, DatasetSpec
 from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
+SCENE_FILE = MANIFESTS / "scenes.yaml"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -94,7 +96,7 @@ class SceneTable:
         self._absent = {scene: self._split(scene) for scene in self.scenes}
 
     @classmethod
-    def load(cls, path: Path = MANIFESTS / "scenes.yaml", vocabulary: Vocabulary | None = None) -> SceneTable:
+    def load(cls, path: Path = SCENE_FILE, vocabulary: Vocabulary | None = None) -> SceneTable:
         """Read and check a table of scenes.
 
         Raises:

@@ -16,6 +16,7 @@ from medsam3.folders import MANIFESTS
 from medsam3.messages import one_of
 from medsam3.registry.schema import read_mapping
 
+VOCABULARY_FILE = MANIFESTS / "vocabulary.yaml"
 STYLES = ("canonical", "paper")
 CONCEPT_KEYS = ("synonyms", "snomed", "category", "paper")
 CATEGORIES = ("anatomy", "tissue", "substance", "finding", "object", "other")
@@ -36,7 +37,7 @@ class Vocabulary:
     concepts: dict[str, Concept]
 
     @classmethod
-    def load(cls, path: Path | str = MANIFESTS / "vocabulary.yaml") -> Vocabulary:
+    def load(cls, path: Path | str = VOCABULARY_FILE) -> Vocabulary:
         """Read and check a vocabulary file.
 
         Raises:

@@ -18,8 +18,11 @@ from transformers import Sam3Model
 
 from medsam3 import distributed
 from medsam3.checks import differing_keys
+from medsam3.config import TrainConfig
 from medsam3.data.corpus import Corpus
-from medsam3.files import needs_room, new_file, write_text
+from medsam3.files import file_hash, needs_room, new_file, write_text
+from medsam3.registry.scenes import SCENE_FILE
+from medsam3.registry.vocabulary import VOCABULARY_FILE
 from medsam3.training.meter import StepMeter
 
 STATE_FILE = "state.pt"
@@ -183,11 +186,15 @@ def finite_weights(model: nn.Module) -> bool:
     return bool(torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all().item())
 
 
-def data_hashes(corpus: Corpus) -> dict[str, dict[str, str]]:
-    """What the data sets of a run are, for its stored configuration: who resumes with other ones is told so."""
+def data_hashes(corpus: Corpus, config: TrainConfig) -> dict[str, dict[str, str]]:
+    """What the data sets of a run are, for its stored configuration: who resumes with other ones is told so. With them
+    vocabulary and scenes, where words are drawn from them."""
+    data = config.data
+    words = data.absent_concepts or data.synonyms or data.prompts != "canonical" or config.evaluation.ask == "all"
     return {
         "split_files": {name: corpus.split_hash(name)[:16] for name in corpus.specs},
         "dataset_files": {name: spec.content_hash[:16] for name, spec in corpus.specs.items()},
+        "word_files": {file.name: file_hash(file)[:16] for file in (SCENE_FILE, VOCABULARY_FILE) if words},
     }
 
 

@@ -75,7 +75,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         ValueError: as `trainer.train`.
     """
     folder, processes = Path(config.output_dir), distributed.world_size()
-    stored_config = dataclasses.asdict(config) | {"processes": processes} | data_hashes(corpus)
+    stored_config = dataclasses.asdict(config) | {"processes": processes} | data_hashes(corpus, config)
     state = read_last(folder / "last", stored_config)
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
@@ -99,7 +99,6 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     progress = restore(state, loaded.model, average, optimizer, config.seed) if state else Progress()
     for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
         group["base_lr"] = rate  # of this number of processes
-    meters = state["meters"] if state else []
     total_steps = _total_steps(config, sampler, progress)
     log = RunLog(folder, config.name, config.wandb, stored_config, progress.step, progress.validated)
     if distributed.is_main():
@@ -120,7 +119,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         network=_average_gradients(detector, device),
         criterion=SetPredictionLoss(config.loss),
         optimizer=optimizer,
-        meter=StepMeter(device, meters[distributed.rank()] if len(meters) == processes else None),
+        meter=_meter(device, state["meters"] if state else []),
         total_steps=total_steps,
         progress=progress,
         log=log,
@@ -167,6 +166,16 @@ def _total_steps(config: TrainConfig, sampler: ImageSampler, progress: Progress)
     epochs_left = max(0, config.trainer.epochs - progress.epoch - 1)
     left = steps[1] + epochs_left * steps[0] if progress.epoch < config.trainer.epochs else 0
     return int(min(progress.step + left, config.trainer.max_steps or math.inf))
+
+
+def _meter(device: torch.device, states: list[dict[str, Any]]) -> StepMeter:
+    """This rank's meter as it was left; for another number of processes what was asked in the epoch so far is kept."""
+    if len(states) == distributed.world_size():
+        return StepMeter(device, states[distributed.rank()])
+    meter = StepMeter(device)
+    for state in states if distributed.is_main() else []:
+        meter.asked.update(state["asked"])
+    return meter
 
 
 def _average_gradients(detector: TextDetector, device: torch.device) -> nn.Module:

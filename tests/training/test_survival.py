@@ -189,13 +189,29 @@ def test_another_number_of_processes_goes_on_at_the_same_image(configure, monkey
     stored["progress"] |= {"step": 1}
     stored["config"]["processes"] = 2
     stored["random_states"] *= 2
-    stored["meters"] *= 2
+    stored["meters"] = [stored["meters"][0] | {"asked": {"present": 3}}] * 2  # an image of three concepts each
     torch.save(stored, tmp_path / "run/last/state.pt")
     trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
     said = capsys.readouterr().out
     assert "had 2 process(es) before: the epoch goes on at its image 2 of 8" in said
     assert "resumes at step 1, 7 steps" in said  # the six images that are left, one a step
+    assert "asked: 24 present" in said  # of the whole epoch
     assert state(tmp_path / "run")["progress"]["step"] == 7
+
+
+def test_other_words_are_refused_where_words_are_drawn(configure, monkeypatch, tmp_path):
+    scenes = tmp_path / "scenes.yaml"
+    scenes.write_bytes(resume.SCENE_FILE.read_bytes())
+    monkeypatch.setattr(resume, "SCENE_FILE", scenes)
+    for name, setting in (("plain", "data.synonyms=0"), ("with", "data.absent_concepts=1")):
+        settings = (setting, f"output_dir={tmp_path}/{name}", "trainer.max_steps=1", "evaluation.images=1")
+        trainer.train(configure(*settings))
+        scenes.write_bytes(scenes.read_bytes() + b"# another word\n")
+        if name == "plain":
+            trainer.train(configure(*settings))
+        else:
+            with pytest.raises(ValueError, match=r"word_files\.scenes\.yaml: \w{16} -> \w{16}$"):
+                trainer.train(configure(*settings))
 
 
 @pytest.mark.parametrize("changed", ["split file", "data set"])
