@@ -168,6 +168,7 @@ class AugmentationConfig:
     chance: float = MISSING
     smallest: float = MISSING
     sided: list[str] = MISSING
+    unpadded: list[str] = MISSING
     modalities: dict[str, LookConfig] = MISSING  # empty: no augmentation
 
 

@@ -48,12 +48,15 @@ class Augmentation:
             one_of("data.augmentation.modalities", modality, MODALITIES)
             one_of(f"data.augmentation.modalities.{modality}.orientation", look.orientation, ORIENTATIONS)
         self._looks: dict[str, LookConfig] = {}
+        self._unpadded: set[str] = set()
         for name, spec in specs.items():
             one_of(f"data.augmentation.modalities: {name} is of modality", spec.modality, config.modalities)
             look = config.modalities[spec.modality]
             words = {word for concept in spec.concept_names for word in re.findall(r"[a-z]+", concept.lower())}
             sided = not words.isdisjoint(config.sided)
             self._looks[name] = dataclasses.replace(look, orientation="none") if sided else look
+            if not words.isdisjoint(config.unpadded):
+                self._unpadded.add(name)
 
     def moved(self, dataset: str, image: Image, masks: Masks, draw: random.Random) -> tuple[Image, Masks]:
         """A part of the image, perhaps mirrored and turned, and its masks. Some concept keeps a piece."""
@@ -69,8 +72,10 @@ class Augmentation:
         image = pixels.contiguous().numpy()
         return image, masks
 
-    def frame(self, size: int, draw: random.Random) -> Frame:
+    def frame(self, dataset: str, size: int, draw: random.Random) -> Frame:
         """The place of the image in its padded square of `size` px."""
+        if dataset in self._unpadded:
+            return Frame.full(size)
         side = draw.randint(math.ceil(self.smallest * size), size)
         return Frame(size, side, left=draw.randint(0, size - side), top=draw.randint(0, size - side))
 

@@ -85,7 +85,7 @@ class QueryDataset(Dataset[Sample]):
         frame = Frame.full(self.image_size)
         if self.augmentation is not None:
             image, masks = self.augmentation.moved(rows.dataset, image, masks, draw)
-            frame = self.augmentation.frame(self.image_size, draw)
+            frame = self.augmentation.frame(rows.dataset, self.image_size, draw)
         pixels = square(image, frame.side)
         if self.augmentation is not None:
             pixels = self.augmentation.repainted(rows.dataset, pixels, draw)

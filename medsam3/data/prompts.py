@@ -42,7 +42,7 @@ class PromptDraw:
                 a synonym may be wider.
 
         Raises:
-            ValueError: a scene that does not fit its data set; a data set without hard negatives.
+            ValueError: a scene that does not fit its data set or an image of it; a data set without hard negatives.
         """
         self.corpus = corpus
         self.max_queries = max_queries
@@ -63,6 +63,19 @@ class PromptDraw:
                     f"name what it shows in configs/dataset/{name}.yaml (scene: one of {', '.join(table.scenes)}), or "
                     "set data.hard_negatives=0"
                 )
+            if isinstance(spec.scene, dict):
+                self._check_images(name)
+
+    def _check_images(self, name: str) -> None:
+        """Where the scene depends on the image: each has one, and it can show what is there."""
+        for rows in self.corpus.images(name, "all"):
+            scene = self.corpus.specs[name].scene_of(rows.item)
+            for concept in rows.present if scene else ():
+                if not shipped_scenes().can_show((scene,), concept):
+                    raise ValueError(
+                        f"configs/dataset/{name}.yaml: scene: {rows.item} is {scene} by its patterns, which cannot "
+                        f"show the concept {concept!r} that is there"
+                    )
 
     def __call__(self, rows: ImageRows, crowded: Collection[str], draw: random.Random) -> list[Asked]:
         """
@@ -81,8 +94,10 @@ class PromptDraw:
     def _words(self, dataset: str, concept: str, draw: random.Random) -> str:
         if self.synonyms and draw.random() < self.synonyms:
             known = shipped_scenes().vocabulary.concepts
-            if concept in known and known[concept].synonyms:
-                return draw.choice(known[concept].synonyms)
+            others = self.corpus.specs[dataset].concept_names  # one of these may be another one's synonym
+            words = [word for word in known[concept].synonyms if word not in others] if concept in known else []
+            if words:
+                return draw.choice(words)
         return self.corpus.prompt(dataset, concept)
 
     def _absent(self, rows: ImageRows, draw: random.Random) -> list[Asked]:

@@ -119,12 +119,16 @@ class SceneTable:
                 modality = self.scenes[spec.scenes[0]].modality
                 raise ValueError(f"{where}: {spec.scenes[0]} is of modality {modality}, not {spec.modality}")
             for concept in spec.concept_names if spec.scenes else ():
-                seen = self.seen_in.get(self.canonical.get(concept, concept))
-                if seen is not None and seen.isdisjoint(spec.scenes):
+                if not self.can_show(spec.scenes, concept):
                     raise ValueError(
                         f"{where}: {' or '.join(spec.scenes)} cannot show the concept {concept!r} by {self.path}: "
                         "name another scene, or complete seen_in there"
                     )
+
+    def can_show(self, scenes: Iterable[str], concept: str) -> bool:
+        """Whether one of the scenes can show a concept; true for one that the table does not know."""
+        seen = self.seen_in.get(self.canonical.get(concept, concept))
+        return seen is None or not seen.isdisjoint(scenes)
 
     def implied(self, present: Iterable[str]) -> set[str]:
         """The names that may not be asked as absent beside these, these among them, also by a synonym."""

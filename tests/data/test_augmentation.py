@@ -86,13 +86,20 @@ def test_masks_and_boxes_lie_where_the_image_shows_the_concept(look, shipped, do
 def test_the_picture_is_at_least_as_large_as_said_and_black_around(shipped, dots):
     corpus = dots()
     augmentation = moving(shipped, corpus)
-    frames = [augmentation.frame(1008, random.Random(seed)) for seed in range(300)]
+    frames = [augmentation.frame("dots", 1008, random.Random(seed)) for seed in range(300)]
     assert min(frame.side for frame in frames) < 500 and max(frame.side for frame in frames) > 990
     assert all(480 <= frame.side <= 1008 and frame.left + frame.side <= 1008 for frame in frames)
     assert len({(frame.left, frame.top) for frame in frames}) > 250
     sample = queries(corpus, part="external", augmentation=augmentation)[0]
-    frame = augmentation.frame(SIZE, random.Random("view:1:0:dots/few"))
+    frame = augmentation.frame("dots", SIZE, random.Random("view:1:0:dots/few"))
     assert frame.side <= SIZE and sample.image.min() == -1 and sample.image.max() <= 1
+
+
+def test_black_background_is_never_padded_with_black(shipped):
+    specs = load_specs(["cholecseg8k", "kvasir_seg"])
+    augmentation = Augmentation(shipped, specs)
+    sides = {name: {augmentation.frame(name, 1008, random.Random(n)).side for n in range(20)} for name in specs}
+    assert sides["cholecseg8k"] == {1008} and len(sides["kvasir_seg"]) > 10
 
 
 def test_what_has_a_side_is_never_mirrored_or_turned(shipped, make_spec):

@@ -181,6 +181,34 @@ def test_synonyms_ask_for_what_is_there_and_names_for_what_is_not(two_families):
     assert dataset[small].queries[0].text == "left square"  # not in the vocabulary
 
 
+def test_a_synonym_that_is_another_concept_of_the_data_set_is_not_used(small_set, make_spec):
+    make_spec(concepts={1: "polyp", 2: "colonic polyp"}, scene="colonoscopy", modality="endoscopy")
+    dataset = queries(prepared(small_set[1], make_spec.folder, "small"), synonyms=1.0)
+    texts: dict[str, set[str]] = {}
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        for query in dataset[0].queries + dataset[1].queries:
+            texts.setdefault(query.sample_id.rsplit("/", 1)[1], set()).add(query.text)
+    assert texts["polyp"] == set(Vocabulary.load().synonyms("polyp")) - {"colonic polyp"}
+    assert texts.get("colonic polyp", {"colonic polyp"}) == {"colonic polyp"}
+
+
+@pytest.mark.parametrize(
+    "scene, message",
+    [
+        ({"^p0": "colonoscopy"}, r"scene: no pattern fits 'p[123]_\d\d': \^p0"),
+        ({"^p0": "macular_oct", ".": "colonoscopy"}, r"p0_\d\d is macular_oct by its patterns, .* the concept 'polyp'"),
+    ],
+)
+def test_every_image_has_a_scene_that_can_show_what_is_there(scene, message, small_set, make_spec):
+    """Before the first step: a pattern that misses an image would stop a run in the middle of an epoch."""
+    make_spec(concepts={1: "polyp", 2: "mine"}, modality="endoscopy", scene=scene)
+    corpus = prepared(small_set[1], make_spec.folder, "small")
+    queries(corpus)
+    with pytest.raises(ValueError, match=message):
+        queries(corpus, absent_concepts=1)
+
+
 def test_the_number_of_queries_is_limited_and_keeps_a_present_one(two_families):
     dataset = queries(two_families, absent_concepts=2, max_queries=3)
     for i in range(len(dataset)):

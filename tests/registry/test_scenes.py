@@ -81,6 +81,12 @@ SEEN = [
     ("us_nerve", {"brachial plexus"}, {"nerve", "carotid artery", "thyroid gland", "scalene muscle"}),
     ("urocell", {"mitochondrion"}, {"cell organelle", "cell nucleus", "endoplasmic reticulum", "urothelium"}),
     ("isic_2018", {"skin lesion"}, {"skin adnexa", "melanoma", "polyp", "blood vessel"}),
+    ("pannuke", {"neoplastic cell nucleus"}, {"epithelial cell nucleus", "osteosarcoma"}),
+    ("chase_db1", {"retinal blood vessel"}, {"eyelash", "eyelid", "iris"}),
+    ("covid_qu_ex", {"lung"}, {"iliac bone", "skin lesion"}),
+    ("btxrd", {"bone tumor"}, {"aortic arch", "sternal wire"}),
+    ("ct2us_kidney", {"kidney"}, {"left ventricle", "bladder tumor"}),
+    *((name, set(), {"black background"}) for name in ("glas", "cholecseg8k", "m2caiseg")),  # the padding is black
 ]
 
 
