@@ -6,6 +6,7 @@ python scripts/benchmark.py slices                                       cached 
 python scripts/benchmark.py manifest                                     2 million rows: opening, memory of the workers
 python scripts/benchmark.py sampling                                     shares of data sets under data.weights
 python scripts/benchmark.py step                                         optimizer steps of the full-size model
+python scripts/benchmark.py recipe --overrides data.root=DIR             what each lever of the recipe does (hours)
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from medsam3.benchmarks import parts, reading, scale, step
+from medsam3.benchmarks import evidence, parts, reading, recipe_page, scale, step
+from medsam3.benchmarks.levers import VARIANTS
 from medsam3.command_line import explain
+from medsam3.messages import one_of
 from medsam3.registry.spec import DatasetSpec, load_specs
 
 
@@ -81,6 +84,22 @@ def parse_arguments() -> argparse.Namespace:
     steps.add_argument("--steps", type=int, default=10, help="after 3 to warm up (%(default)s)")
     steps.add_argument("overrides", nargs="*", help="of the training configuration, such as experiment=recommended")
     steps.set_defaults(measure=step_table)
+
+    recipe = commands.add_parser(
+        "recipe", help="short runs of the tiny model with each lever on and off: docs/recipe.md"
+    )
+    recipe.add_argument("--csv", type=Path, default=Path("docs/recipe.csv"), help="a row per run (%(default)s)")
+    recipe.add_argument("--page", type=Path, default=Path("docs/recipe.md"), help="gets the tables (%(default)s)")
+    recipe.add_argument(
+        "--start", type=Path, default=Path("runs/recipe_start"), help="what runs start from (%(default)s)"
+    )
+    recipe.add_argument("--variants", nargs="*", metavar="NAME", default=list(VARIANTS), help="%(default)s")
+    recipe.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="0 1 2; none: only write the page")
+    recipe.add_argument("--steps", type=int, default=160, help="of a run (%(default)s)")
+    recipe.add_argument("--start-steps", type=int, default=600, help="of the start (%(default)s)")
+    recipe.add_argument("--image-size", type=int, default=112, help="px (%(default)s)")
+    recipe.add_argument("--overrides", nargs="*", default=[], help="where the data lie: data.root=DIR")
+    recipe.set_defaults(measure=recipe_tables)
     return parser.parse_args()
 
 
@@ -173,6 +192,18 @@ def step_table(arguments: argparse.Namespace, folder: Path) -> str:
     ]
     settings = " ".join(arguments.overrides) or "configs/train.yaml"
     return markdown((f"{arguments.model}, {arguments.image_size} px, on {costs.device}, {settings}", ""), rows)
+
+
+def recipe_tables(arguments: argparse.Namespace, folder: Path) -> str:
+    for name in arguments.variants:
+        one_of("--variants", name, VARIANTS)
+    table = evidence.Table(arguments.csv)
+    if arguments.seeds:
+        from medsam3.benchmarks.recipe import Setting, do  # brings transformers with it, so only here
+
+        setting = Setting(tuple(arguments.overrides), arguments.start, arguments.image_size)
+        do(table, setting, arguments.start_steps, arguments.steps, arguments.variants, arguments.seeds)
+    return recipe_page.write(arguments.page, table)
 
 
 def machine() -> str:
