@@ -170,7 +170,8 @@ CORPUS_STEPS = 10 * math.ceil(65_413 / 4)  # the images of the paper's training 
 def rates_of(experiment: str, model: Sam3Model, processes: int = 4) -> dict[str, Rates]:
     config = composed("train", TrainConfig, f"experiment={experiment}")
     optimizer = build_optimizer(model, config.optim, batch_factor(config.optim, config.trainer, processes))
-    return {rates.name: rates for rates in rates_of_run(optimizer, CORPUS_STEPS, config.optim)}
+    steps = config.trainer.epochs * math.ceil(65_413 / (processes * config.trainer.images_per_process))
+    return {rates.name: rates for rates in rates_of_run(optimizer, steps, config.optim)}
 
 
 def test_full_finetune_amounts_to_what_its_header_says(full_model):
@@ -195,7 +196,7 @@ def test_recommended_holds_more_than_half_of_its_rates_in_every_part(full_model)
 
 def test_rates_follow_the_root_of_the_images_of_a_step(full_model):
     four, sixteen = (rates_of("recommended", full_model, processes)["decoder"].peak for processes in (4, 16))
-    assert sixteen == pytest.approx(2 * four) and four == pytest.approx(1e-4, rel=1e-4)
+    assert sixteen == pytest.approx(2 * four, rel=1e-3) and four == pytest.approx(1e-4, rel=1e-3)
 
 
 def test_what_a_run_says_of_its_rates(full_model):
