@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CORPUS_STEPS = 163_540  # one image on each of 4 GPUs, 10 epochs of 65,413
+TARGETS = "targets"  # in place of runs: what the resize of masks loses
+TARGET_PX = 1008
 REGULARISATION = ("stochastic_depth", "attention_dropout", "feed_forward_dropout")
 PAPER_SCHEDULE = {"warmup": 100, "timescale": 10, "cooldown": 50}
 
@@ -37,7 +39,7 @@ class Lever:
     key: str  # of the configuration
     what: str
     why: str
-    on: str = ""  # a variant, and which of its weights: last | average; none: see `effect`
+    on: str = ""  # a variant, and which of its weights: last | average; TARGETS; none: see `effect`
     off: str = ""
     on_weights: str = "last"
     effect: str = ""  # of what these runs cannot tell
@@ -110,6 +112,14 @@ LEVERS = (
         "Malladi et al. 2022, for Adam. Here: 8 images a step, a quarter of the steps, rates x 2 against x 1",
         on="large_steps_with_rule",
         off="large_steps",
+    ),
+    Lever(
+        "targets by area",
+        "",
+        "a pixel of the target is set where at least half of it is covered",
+        f"Meta's training. Here: targets of {TARGET_PX} px resized back, against those by the nearest pixel",
+        on=TARGETS,
+        cost="included in the loader's figures (docs/benchmarks.md)",
     ),
     Lever(
         "cap on repeats",

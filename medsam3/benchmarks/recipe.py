@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from transformers import Sam3Model
 
 from medsam3.benchmarks.evidence import Table, work
+from medsam3.benchmarks.levers import TARGET_PX, TARGETS
+from medsam3.benchmarks.targets import gain_by_area, mask_dice
 from medsam3.checkpoints.files import SAFETENSORS
 from medsam3.checks import typed
 from medsam3.command_line import CONFIG_FOLDER
@@ -35,7 +37,6 @@ from medsam3.config import TrainConfig, register_schemas
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.evaluator import asked_images
-from medsam3.evaluation.metrics import Comparison, dice
 from medsam3.evaluation.refusals import presence_auroc
 from medsam3.files import file_hash
 from medsam3.layouts.instances import Mask
@@ -123,11 +124,32 @@ def do(
     if not setting.start.exists():
         say(f"trains the start, {start_steps} steps, into {setting.start}")
         make_start(setting, start_steps)
+    _compare_targets(table, setting)
     shared = {"image_size": str(setting.image_size), "start": file_hash(setting.start / SAFETENSORS)[:16]}
     nothing_done = shared | {"steps": "0", "overrides": ""}
     if not table.holds("start", START_SEED, nothing_done):
         table.add("start", START_SEED, nothing_done, measure_start(setting))
     work(table, seeds, variants, steps, shared, partial(run_once, setting), say)
+
+
+def _compare_targets(table: Table, setting: Setting) -> None:
+    settings = {"image_size": str(TARGET_PX), "start": "", "steps": "0", "overrides": ""}
+    if table.holds(TARGETS, TARGET_PX, settings):
+        return
+    config = _config(setting, ())
+    corpus = open_corpus(config.data, config.datasets)
+    values: Measured = {}
+    for name in corpus.specs:
+        found = gain_by_area(corpus, name, TARGET_PX)
+        low, high = found.interval or (float("nan"), float("nan"))
+        values |= {f"gain/{name}": found.mean, f"low/{name}": low, f"high/{name}": high}
+    table.add(TARGETS, TARGET_PX, settings, {"last": values})
+
+
+def _config(setting: Setting, overrides: Sequence[str]) -> TrainConfig:
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return typed(compose("train", [*SETTINGS, *setting.data, *overrides]), TrainConfig)
 
 
 def make_start(setting: Setting, steps: int) -> None:
@@ -170,9 +192,7 @@ def _trained(setting: Setting, overrides: Sequence[str], steps: int, seed: int) 
     with tempfile.TemporaryDirectory(prefix="medsam3_recipe_") as folder:
         own = [f"model.image_size={setting.image_size}", f"model.checkpoint={setting.start}", f"output_root={folder}"]
         own += [f"trainer.max_steps={max(1, steps)}", f"seed={seed}"]
-        register_schemas()
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            config = typed(compose("train", [*SETTINGS, *setting.data, *own, *overrides]), TrainConfig)
+        config = _config(setting, [*own, *overrides])
         corpus = _withheld(open_corpus(config.data, config.datasets))
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             run = set_up(config, corpus, torch.device("cpu"))
@@ -241,7 +261,7 @@ def _measure(predictor: ImagePredictor, corpus: Corpus, questions: Sequence[Ques
         exclusive = corpus.exclusive(name)
         for found in predictor.predict(question.image, list(question.present), exclusive):
             for rule, answer in found.answers.items():
-                value = dice(Comparison(answer.mask, question.present[found.concept]))
+                value = mask_dice(answer.mask, question.present[found.concept])
                 values.setdefault(f"dice_{rule}", {}).setdefault(name, []).append(value)
             values.setdefault("score_present", {}).setdefault(name, []).append(found.answers["union"].score)
             values.setdefault("presence", {}).setdefault(name, []).append(found.presence)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -11,11 +10,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from medsam3.benchmarks.evidence import Table
-from medsam3.benchmarks.levers import LEVERS, VARIANTS, Lever
+from medsam3.benchmarks.levers import LEVERS, TARGET_PX, TARGETS, VARIANTS, Lever
 from medsam3.command_line import CONFIG_FOLDER
 from medsam3.config import register_schemas
 from medsam3.files import write_text
 from medsam3.messages import markdown_table
+from medsam3.registry.spec import load_specs
 
 NOT_RUN = "not run"
 SHOWN = {  # measure -> heading; all in percent
@@ -29,7 +29,9 @@ SHOWN = {  # measure -> heading; all in percent
     "auroc": "AUROC of presence",
 }
 EFFECT = {  # of a lever
-    "dice_union": "Dice",
+    "dice_union": "Dice union",
+    "dice_semantic": "semantic",
+    "dice_top1": "top1",
     "score_drawn": "score where absent",
     "score_never": "the same, words never drawn",
     "auroc": "AUROC",
@@ -45,10 +47,11 @@ def write(page: Path, table: Table) -> str:
     text = page.read_text(encoding="utf-8")
     blocks = {"levers": _levers(table), "runs": _runs(table)}
     for name, block in blocks.items():
-        marks = re.compile(f"(<!-- {name}: [^\\n]*-->\\n).*?(<!-- end -->)", re.DOTALL)
-        text, found = marks.subn(lambda match, block=block: f"{match[1]}{block}{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"{page}: must hold <!-- {name}: ... --> and <!-- end --> once, found {found} times")
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end or mark in rest:
+            raise ValueError(f"{page}: must hold <!-- {name} --> once, and <!-- end --> below it")
+        text = before + mark + block + end + after
     write_text(page, text)
     return "\n".join(blocks.values())
 
@@ -59,11 +62,13 @@ def _levers(table: Table) -> str:
         (lever.name, lever.what, lever.why, _recommended(lever), _cost(table, lever), _effect(table, lever))
         for lever in LEVERS
     ]
-    return markdown_table(head, rows)
+    return markdown_table(head, rows).replace("---:", "---")  # words
 
 
 def _recommended(lever: Lever) -> str:
     """What experiment=recommended has."""
+    if not lever.key:
+        return "always"
     register_schemas()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         value = OmegaConf.select(compose("train", ["experiment=recommended"]), lever.key)
@@ -79,8 +84,8 @@ def _cost(table: Table, lever: Lever) -> str:
 
 
 def _effect(table: Table, lever: Lever) -> str:
-    if not lever.on:
-        return lever.effect
+    if lever.on in ("", TARGETS):
+        return lever.effect or _gains(table)
     parts = []
     for measure, name in EFFECT.items():
         found = table.difference(lever, measure)
@@ -89,6 +94,16 @@ def _effect(table: Table, lever: Lever) -> str:
         width = f"± {100 * found.half_width:.1f}" if math.isfinite(found.half_width) else f"({found.seeds} seeds)"
         parts.append(f"{name} {100 * found.mean:+.1f} {width}")
     return "; ".join(parts)
+
+
+def _gains(table: Table) -> str:
+    row = table.rows.get((TARGETS, TARGET_PX, "last"), {})
+    shown = []
+    for name in (key.removeprefix("gain/") for key, value in row.items() if key.startswith("gain/") and value):
+        mean, low, high = (100 * float(row[f"{part}/{name}"]) for part in ("gain", "low", "high"))
+        interval = f" ({low:+.2f} to {high:+.2f})" if math.isfinite(low) else ""
+        shown.append(f"Dice {mean:+.2f}{interval} on {load_specs(name)[name].title}")
+    return "; ".join(shown) or NOT_RUN
 
 
 def _runs(table: Table) -> str:

@@ -70,8 +70,8 @@ class PromptDraw:
         """Where the scene depends on the image: each has one, and it can show what is there."""
         for rows in self.corpus.images(name, "all"):
             scene = self.corpus.specs[name].scene_of(rows.item)
-            for concept in rows.present if scene else ():
-                if not shipped_scenes().can_show((scene,), concept):
+            for concept in rows.present:
+                if scene and not shipped_scenes().can_show([scene], concept):
                     raise ValueError(
                         f"configs/dataset/{name}.yaml: scene: {rows.item} is {scene} by its patterns, which cannot "
                         f"show the concept {concept!r} that is there"

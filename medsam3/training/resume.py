@@ -189,8 +189,9 @@ def finite_weights(model: nn.Module) -> bool:
 def data_hashes(corpus: Corpus, config: TrainConfig) -> dict[str, dict[str, str]]:
     """What the data sets of a run are, for its stored configuration: who resumes with other ones is told so. With them
     vocabulary and scenes, where words are drawn from them."""
-    data = config.data
-    words = data.absent_concepts or data.synonyms or data.prompts != "canonical" or config.evaluation.ask == "all"
+    data, asked = config.data, config.evaluation
+    words = data.absent_concepts or data.synonyms or data.prompts != "canonical"
+    words = words or asked.ask == "all" or asked.foreign.hard or asked.foreign.easy
     return {
         "split_files": {name: corpus.split_hash(name)[:16] for name in corpus.specs},
         "dataset_files": {name: spec.content_hash[:16] for name, spec in corpus.specs.items()},
