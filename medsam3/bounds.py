@@ -73,6 +73,7 @@ RANGES: dict[str, Range] = {
     "evaluation.images": POSITIVE,
     "evaluation.foreign.seed": SEED,
     "evaluation.foreign.*": NOT_NEGATIVE,
+    "evaluation.instance_score": FRACTION,
     "evaluation.overlays": NOT_NEGATIVE,
     "box_noise": NOT_NEGATIVE,
     "box_noise_max_px": POSITIVE,

@@ -215,6 +215,8 @@ class EvaluationConfig:
     """What is asked and shown; the same in validation and in evaluate.py."""
 
     metrics: list[str] = MISSING  # names of evaluation/metrics.METRICS, dice among them
+    instances: bool = MISSING  # also AP, F1, PQ and cgF1 of single instances, whatever the mask rules
+    instance_score: float = MISSING  # 0..1; of them, predictions of a lower score are not looked at
     concepts: Any = MISSING  # ours | paper (its task, where a data set has paper_concepts) | [concept, ...]
     ask: str = MISSING  # present (paper: only what is in the image) | all (also what was looked for and is not there)
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
@@ -223,6 +225,11 @@ class EvaluationConfig:
     overlays: int = MISSING  # pictures per data set
     save_masks: bool = MISSING  # every mask as a PNG file (evaluate.py)
     workers: int = MISSING
+
+    @property
+    def detected_from(self) -> float | None:
+        """See `ImagePredictor.predict`."""
+        return self.instance_score if self.instances else None
 
 
 @dataclass

@@ -52,6 +52,7 @@ class ModelAnswers:
     corpus: Corpus
     prompt: str = "text"  # | box | noisy_box | text_box
     noise: BoxNoise | None = None  # of noisy_box
+    detected_from: float | None = None  # single instances too, see `ImagePredictor.predict`
 
     def __call__(
         self, rows: ImageRows, image: NDArray[np.uint8], boxes: Mapping[str, Boxes], words: Sequence[str] = ()
@@ -65,8 +66,8 @@ class ModelAnswers:
         if self.prompt == "noisy_box":
             shown = [self._noisy(rows, concept, image, boxes[concept]) for concept in concepts]
         try:
-            named = [*concepts, *[NO_CONCEPT] * len(words)]
-            return self.predictor.predict(image, named, self.corpus.exclusive(rows.dataset), prompts, shown)
+            named, exclusive = [*concepts, *[NO_CONCEPT] * len(words)], self.corpus.exclusive(rows.dataset)
+            return self.predictor.predict(image, named, exclusive, prompts, shown, detected_from=self.detected_from)
         except ValueError as error:
             raise ValueError(f"{rows.dataset}/{rows.item}: {error}") from error
 

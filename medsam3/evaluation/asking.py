@@ -124,3 +124,9 @@ def queries(
         name: {rows.item: tuple(concepts_asked(rows, corpus.specs[name], config)) for rows in found}
         for name, found in images.items()
     }
+
+
+def is_exhaustive(concept: str, spec: DatasetSpec, config: EvaluationConfig) -> bool:
+    """Is every instance of it marked in every image? Not if the data set marks it, or a part of it, in places only."""
+    paper = spec.paper_concepts if config.concepts == "paper" else None
+    return not {*(paper or {}).get(concept, (concept,))} & {*spec.partly_marked}

@@ -20,9 +20,9 @@ Shapes: D predictions, G truths of one pair; P pairs; T = 10 thresholds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,19 +79,19 @@ def best_annotator(annotators: Sequence[PairCounts]) -> PairCounts:
 
 @dataclass(frozen=True)
 class ImageLevel:
-    """Is there something, and was something found? Counts of pairs; no IoU is asked."""
+    """Is there something, and was something found? Counts of pairs; no IoU is asked. Of n pools: [n, 1] float each."""
 
-    true_positives: int
-    false_positives: int
-    true_negatives: int
-    false_negatives: int
+    true_positives: Any
+    false_positives: Any
+    true_negatives: Any
+    false_negatives: Any
 
     @property
-    def precision(self) -> float:
+    def precision(self) -> Any:
         return self.true_positives / (self.true_positives + self.false_positives + _PAIR_EPSILON)
 
     @property
-    def recall(self) -> float:
+    def recall(self) -> Any:
         return self.true_positives / (self.true_positives + self.false_negatives + _PAIR_EPSILON)
 
     @property
@@ -99,14 +99,16 @@ class ImageLevel:
         return float(_f1(self.precision, self.recall, _PAIR_EPSILON))
 
     @property
-    def false_positive_rate(self) -> float:
+    def false_positive_rate(self) -> Any:
         return self.false_positives / (self.false_positives + self.true_negatives + _PAIR_EPSILON)
 
     @property
-    def mcc(self) -> float:
+    def mcc(self) -> Any:
         """IL_MCC."""
         tp, fp, tn, fn = self.true_positives, self.false_positives, self.true_negatives, self.false_negatives
-        return (tp * tn - fp * fn) / (math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) + _PAIR_EPSILON)
+        return (tp * tn - fp * fn) / (
+            np.sqrt(np.float64((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))) + _PAIR_EPSILON
+        )
 
 
 @dataclass(frozen=True)
@@ -148,26 +150,33 @@ class ConceptF1:
 
 def concept_f1(pairs: Sequence[PairCounts]) -> ConceptF1:
     """Pool the pairs of a data set, present and absent phrases."""
-    found = np.asarray([pair.true_positives for pair in pairs]).reshape(-1, len(IOU_THRESHOLDS))  # [P, T]
+    both = [pair.local_f1 for pair in pairs if pair.predictions and pair.truths]
+    macro = np.mean(both, axis=0) if both else np.full(len(IOU_THRESHOLDS), np.nan)
+    return from_sums(pair_table(pairs).sum(axis=0), macro)
+
+
+def pair_table(pairs: Sequence[PairCounts]) -> Counts:
+    """[P, T + 7] what pairs add to the pool: sums of rows go into `from_sums`."""
+    found = np.asarray([pair.true_positives for pair in pairs], dtype=np.int64).reshape(-1, len(IOU_THRESHOLDS))
     predictions = np.asarray([pair.predictions for pair in pairs], dtype=np.int64)
     truths = np.asarray([pair.truths for pair in pairs], dtype=np.int64)
-    answered = (predictions > 0) & (truths > 0)
-    macro = np.full(len(IOU_THRESHOLDS), np.nan)
-    if answered.any():
-        macro = np.mean([pair.local_f1 for pair, kept in zip(pairs, answered, strict=True) if kept], axis=0)
-    total = found.sum(axis=0)
+    said, there = predictions > 0, truths > 0
+    level = [said & there, said & ~there, ~said & ~there, ~said & there]
+    return np.column_stack([found, predictions, truths, predictions * there, *level])
+
+
+def from_sums(sums: NDArray[Any], positive_macro_f1: Floats | None = None) -> ConceptF1:
+    """From sums of rows of `pair_table`, [T + 7], or of n pools at once, [n, T + 7]; then all values are [n, T]."""
+    total = sums[..., : len(IOU_THRESHOLDS)]
+    columns = sums[..., len(IOU_THRESHOLDS) :]
+    predictions, truths, positive, *level = np.split(columns, columns.shape[-1], axis=-1)
     return ConceptF1(
         true_positives=total,
-        false_positives=predictions.sum() - total,
-        false_negatives=truths.sum() - total,
-        positive_false_positives=predictions[answered].sum() - total,
-        positive_macro_f1=macro,
-        image_level=ImageLevel(
-            int(answered.sum()),
-            int(((predictions > 0) & (truths == 0)).sum()),
-            int(((predictions == 0) & (truths == 0)).sum()),
-            int(((predictions == 0) & (truths > 0)).sum()),
-        ),
+        false_positives=predictions - total,
+        false_negatives=truths - total,
+        positive_false_positives=positive - total,
+        positive_macro_f1=np.full(total.shape, np.nan) if positive_macro_f1 is None else positive_macro_f1,
+        image_level=ImageLevel(*(counts if sums.ndim > 1 else counts.item() for counts in level)),
     )
 
 

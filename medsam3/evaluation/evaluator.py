@@ -51,7 +51,7 @@ class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Truth]]]):
         masks, spacing = reader.masks(item), reader.spacing_mm(item)
         asked = concepts_asked(rows, self.corpus.specs[rows.dataset], self.config)
         truths = {
-            concept: Truth.of(Instances.together([masks[part] for part in united]), spacing)
+            concept: Truth.of(Instances.together([masks[part] for part in united]), spacing, self.config.instances)
             for concept, united in asked.items()
         }
         return rows, reader.image(item), truths
@@ -125,9 +125,9 @@ def run_evaluation(
     places = {name: place for place, name in enumerate(asked)}
     order = sorted(range(len(images)), key=lambda number: (places[images[number].dataset], images[number].item))
     findings = journal.findings(order)
-    scores, prompt_dice = distributed.from_main(lambda: summary(findings))
+    scores, prompt_dice, instances = distributed.from_main(lambda: summary(findings))
     pictures = {name: picture for drawn in gathered for name, picture in drawn.items()}
-    return Evaluation(findings, scores, prompt_dice, dict(sorted(pictures.items())))
+    return Evaluation(findings, scores, prompt_dice, dict(sorted(pictures.items())), instances)
 
 
 Drawing = Callable[[Finding], dict[str, Image.Image]]
@@ -162,7 +162,7 @@ def _judgements(
                 writer.write(rows, predictions)
         with clock("metrics"):
             words = words_asked(corpus, rows, truths, found, foreign, phrases)
-            judgement = judge(corpus, rows, list(truths.values()), words, config.metrics, outlines)
+            judgement = judge(corpus, rows, list(truths.values()), words, config, outlines)
         clock.images += 1
         yield number, judgement, partial(_pictures, image, truths, predictions)
 

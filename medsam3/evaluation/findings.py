@@ -13,7 +13,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image
 
 from medsam3 import distributed
+from medsam3.evaluation.instance_records import InstanceRecord
+from medsam3.evaluation.instance_scores import InstanceScores, InstanceTallies
 from medsam3.evaluation.scores import QueryResult, Score, Tallies
 
 SYNC_S = 10.0  # what a power cut may cost; a killed process loses no line
@@ -36,6 +38,7 @@ class Finding:
     reworded: list[QueryResult]  # of what is there, asked for in all the words of evaluation.synonyms
     concepts: list[str]  # those in the image, if their prompts are compared
     cross_dice: list[list[float]]  # [prompt][truth] Dice by the first rule
+    instances: list[InstanceRecord]  # of each concept and foreign word, if asked for
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Evaluation:
     scores: dict[str, dict[str, Score]]  # rule -> data set; the first rule is the one that chooses a model
     prompt_dice: dict[str, dict[tuple[str, str], float]]  # data set -> (prompt, truth) -> mean Dice
     overlays: dict[str, Image.Image]  # file name -> picture
+    instances: dict[str, InstanceScores] = field(default_factory=dict)  # by data set; empty if not asked for
 
     @property
     def results(self) -> Iterable[QueryResult]:
@@ -79,13 +83,15 @@ class Evaluation:
 
 def summary(
     findings: Iterable[Finding],
-) -> tuple[dict[str, dict[str, Score]], dict[str, dict[tuple[str, str], float]]]:
-    """`scores` and `prompt_dice` of an evaluation, in one pass."""
-    tallies = Tallies()
+) -> tuple[dict[str, dict[str, Score]], dict[str, dict[tuple[str, str], float]], dict[str, InstanceScores]]:
+    """`scores`, `prompt_dice` and `instances` of an evaluation, in one pass."""
+    tallies, instances = Tallies(), InstanceTallies()
     sums: dict[str, dict[tuple[str, str], tuple[float, int]]] = {}
     for finding in findings:
         for result in finding.results:
             tallies.add(result)
+        for record in finding.instances:
+            instances.add(record)
         cells = sums.setdefault(finding.dataset, {})
         for prompt, row in zip(finding.concepts, finding.cross_dice, strict=True):
             for truth, value in zip(finding.concepts, row, strict=True):
@@ -96,7 +102,7 @@ def summary(
         for name, cells in sums.items()
         if len(cells) > 1
     }
-    return tallies.scores(), matrices
+    return tallies.scores(), matrices, instances.scores()
 
 
 class Journal:
@@ -212,6 +218,7 @@ def _from_json(line: bytes) -> Finding:
     content = json.loads(line)
     for name in ("results", "reworded"):
         content[name] = [QueryResult(**{key: _shared(value) for key, value in row.items()}) for row in content[name]]
+    content["instances"] = [InstanceRecord.from_json(record) for record in content["instances"]]
     return Finding(**content)
 
 

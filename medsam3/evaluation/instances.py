@@ -17,6 +17,7 @@ from medsam3.evaluation.refusals import checked_scores
 
 Floats = NDArray[np.float64]
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
+_AT_ONCE = 4_000_000  # numbers held of several draws
 
 
 @dataclass(frozen=True)
@@ -98,22 +99,52 @@ def match_by_score(scores: Floats, ious: Floats, thresholds: Sequence[float]) ->
 
 
 def average_precision(images: Sequence[Detections]) -> Floats:
-    """[T] AP over all images of a data set: the mean over 101 recalls of the best precision at that recall or beyond.
+    """[T] AP over all images of a data set, see `Ranking`; at least one."""
+    scores, hits = (np.concatenate(parts, axis=-1) for parts in zip(*((i.scores, i.hits) for i in images), strict=True))
+    groups = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
+    truths = np.asarray([image.truths for image in images], dtype=np.float64)
+    return Ranking.of(scores, hits, groups).average_precision(truths, np.ones((1, len(images))))[0]
 
-    Equal to pycocotools, without its limit of 100 predictions per image. Images without truth take part: what is
-    predicted there is false. Equal scores are ranked in the order of `images`, so give them sorted. NaN without any
-    truth (pycocotools: -1).
+
+@dataclass(frozen=True)
+class Ranking:
+    """The predictions in many images of G groups together, by falling score; D of them, up to the last that finds any.
+
+    AP is the mean over 101 recalls of the best precision at that recall or beyond. Equal to pycocotools, without its
+    limit of 100 predictions per image. Images without truth take part: what is predicted there is false. Equal scores
+    are ranked in the order of the images, so give them sorted. NaN without any truth (pycocotools: -1).
     """
-    truths = sum(image.truths for image in images)
-    if truths == 0:
-        levels = images[0].hits.shape[0] if images else 0
-        return np.full(levels, np.nan)
-    order = np.argsort(-np.concatenate([image.scores for image in images]), kind="stable")
-    hits = np.concatenate([image.hits for image in images], axis=1)[:, order]
-    found = hits.cumsum(axis=1)
-    recall = found / truths
-    precision = found / np.arange(1, len(order) + 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    padded = np.pad(envelope, ((0, 0), (0, 1)))  # no precision beyond the highest recall
-    reached = [np.searchsorted(level, RECALLS, side="left") for level in recall]
-    return np.asarray([line[at].mean() for line, at in zip(padded, reached, strict=True)])
+
+    group: NDArray[np.int64]  # [D]
+    hits: NDArray[np.bool_]  # [T, D]
+
+    @classmethod
+    def of(cls, scores: Floats, hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> Ranking:
+        """Of N predictions, one image after the other: [N], [T, N], and the group of each, [N]."""
+        order = np.argsort(-scores, kind="stable")
+        last = int(np.flatnonzero(hits[:, order].any(axis=0)).max(initial=-1)) + 1
+        return cls(groups[order[:last]], hits[:, order[:last]])
+
+    def average_precision(self, truths: Floats, drawn: Floats) -> Floats:
+        """[n, T] of n draws. What is drawn twice is ranked one after the other.
+
+        Args:
+            truths: [G] true instances in each group.
+            drawn: [n, G] how often it is drawn.
+        """
+        step = max(1, _AT_ONCE // max(1, len(self.group)))
+        return np.concatenate(
+            [self._of_few(truths, drawn[start : start + step]) for start in range(0, len(drawn), step)]
+        )
+
+    def _of_few(self, truths: Floats, drawn: Floats) -> Floats:
+        times = drawn[:, self.group]  # [n, D]
+        rank = np.maximum(times.cumsum(axis=1), 1)
+        total = drawn @ truths  # [n]
+        levels = []
+        for hits in self.hits:
+            found = times[:, hits].cumsum(axis=1)
+            best = np.maximum.accumulate((found / rank[:, hits])[:, ::-1], axis=1)[:, ::-1]
+            reached = np.searchsorted(RECALLS, found / np.maximum(total, 1)[:, None], side="right")
+            levels.append((np.diff(reached, axis=1, prepend=0) * best).sum(axis=1) / len(RECALLS))
+        return np.where(total[:, None] > 0, np.stack(levels, axis=1), np.nan)

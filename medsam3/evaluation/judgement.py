@@ -8,17 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Boxes
-from medsam3.evaluation.asking import MARKED, PRESENT
+from medsam3.evaluation.asking import MARKED, PRESENT, is_exhaustive
 from medsam3.evaluation.counting import PixelCounter
 from medsam3.evaluation.findings import Finding
+from medsam3.evaluation.instance_records import InstanceRecord
 from medsam3.evaluation.metrics import MM, PX, MaskPair, Overlap, measure
 from medsam3.evaluation.outline_workers import OutlineWorkers
 from medsam3.evaluation.scores import QueryResult
 from medsam3.evaluation.swapped import NOT_SWAPPED, Swapped, swapped_dice
 from medsam3.layouts.instances import Instances, Mask
+from medsam3.layouts.packed_masks import PackedMasks, pack_instances
 from medsam3.prediction.image import Prediction
 
 MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
@@ -33,13 +36,15 @@ class Truth:
     boxes: Boxes  # of its instances
     spacing: tuple[float, float]  # see MaskPair
     unit: str  # of distances, mm or px
+    single: PackedMasks | None  # its instances, if they are asked for
 
     @classmethod
-    def of(cls, instances: Instances, spacing_mm: tuple[float, float] | None) -> Truth:
+    def of(cls, instances: Instances, spacing_mm: tuple[float, float] | None, single: bool) -> Truth:
         mask = instances.union()
         largest, total = int(instances.areas_px.max(initial=0)), int(np.count_nonzero(mask))
         ceiling = 2 * largest / (largest + total) if total else 1.0
-        return cls(mask, ceiling, instances.boxes_cxcywh, spacing_mm or (1.0, 1.0), MM if spacing_mm else PX)
+        unit, packed = MM if spacing_mm else PX, pack_instances(instances) if single else None
+        return cls(mask, ceiling, instances.boxes_cxcywh, spacing_mm or (1.0, 1.0), unit, packed)
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,10 @@ def judge(
     rows: ImageRows,
     truths: Sequence[Truth],
     words: Sequence[Words],
-    metrics: Sequence[str],
+    config: EvaluationConfig,
     outlines: OutlineWorkers,
 ) -> Judgement:
-    nothing = Truth.of(Instances.separate([], truths[0].mask.shape), None)
+    nothing = Truth.of(Instances.separate([], truths[0].mask.shape), None, config.instances)
     truths = [*truths, nothing]
     counter = PixelCounter([truth.mask for truth in truths], words[0].prediction.answer.device)
     own = [asked.own for asked in words]
@@ -120,12 +125,13 @@ def judge(
         for rule, counted in overlaps.items():
             beside = swapped.get(place, NOT_SWAPPED) if rule == first else NOT_SWAPPED
             truth = truths[asked.own]
-            result = _result(rows, asked, rule, counted[place], truth, beside, metrics)
+            result = _result(rows, asked, rule, counted[place], truth, beside, config.metrics)
             (reworded if asked.reworded else results).append(result)
             if outlines.names:
                 mask = asked.prediction.answers[rule].mask
                 waiting.append((result.values, outlines.submit(MaskPair(mask, truth.mask, truth.spacing))))
-    few = len(corpus.specs[rows.dataset].concepts) <= MATRIX_CONCEPTS
+    spec = corpus.specs[rows.dataset]
+    few = len(spec.concepts) <= MATRIX_CONCEPTS
     finding = Finding(
         dataset=rows.dataset,
         item=rows.item,
@@ -133,6 +139,12 @@ def judge(
         reworded=reworded,
         concepts=[words[place].concept for place in there] if few else [],
         cross_dice=dice[there].tolist() if few else [],
+        instances=[
+            InstanceRecord.of(rows, own.concept, is_exhaustive(own.concept, spec, config), detections, single)
+            for own in words
+            for detections, single in [(own.prediction.detections, truths[own.own].single)]
+            if detections is not None and single is not None and not own.reworded
+        ],
     )
     return Judgement(finding, waiting)
 

@@ -74,7 +74,7 @@ def open_source(
     noisy = config.prompt == "noisy_box"
     noise = BoxNoise(config.box_noise, config.box_noise_max_px, config.seed)
     return Source(
-        answers=ModelAnswers(predictor, corpus, config.prompt, noise),
+        answers=ModelAnswers(predictor, corpus, config.prompt, noise, config.evaluation.detected_from),
         report=report,
         chosen_on=chosen_on(record, corpus, parts),
         checkpoint=config.checkpoint,

@@ -10,7 +10,7 @@ Never of a median: bootstrap intervals of it fail badly on segmentation scores. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,34 @@ def average_interval(
 
 def _drawn_means(sums: Floats, sizes: Floats, draws: int, seed: Sequence[int]) -> Floats:
     return np.concatenate([(drawn @ sums) / (drawn @ sizes) for drawn in _resamples(len(sizes), draws, seed)])
+
+
+def statistic_intervals(
+    of: Callable[[Floats], Floats], groups: int, level: float, draws: int, seed: int
+) -> list[tuple[float, float] | None]:
+    """Intervals of K numbers that are no mean over rows, as an AP is none: as `mean_interval`, but that the spread and
+    the skewness are those of what each group adds to the number (its jackknife influence).
+
+    Args:
+        of: how often each group is drawn, [n, G], -> the numbers, [n, K]; NaN: this draw has none.
+
+    Returns:
+        K intervals; None below 10 groups, and where no draw has a number.
+    """
+    _check_draws(draws)
+    whole = of(np.ones((1, groups)))
+    if groups < MIN_GROUPS:
+        return [None] * whole.shape[1]
+    found = np.concatenate([of(drawn) for drawn in _resamples(groups, draws, [seed, 0])])
+    step = max(1, _CHUNK // groups)
+    without = [of(1.0 - np.eye(min(step, groups - start), groups, start)) for start in range(0, groups, step)]
+    influence = np.nan_to_num(whole - np.concatenate(without))  # a group without which there is none: unknown
+    intervals: list[tuple[float, float] | None] = []
+    for values, own in zip(found.T, influence.T, strict=True):
+        finite = values[np.isfinite(values)]
+        ends = _percentiles([((groups - 1) * own, np.ones(groups))], level)
+        intervals.append(tuple(np.quantile(finite, ends).tolist()) if len(finite) else None)
+    return intervals
 
 
 def compare_paired(

@@ -89,8 +89,11 @@ class MaskCoding:
             raise ValueError("options.threshold: splits into one concept, but concepts has several; give their values")
         if isinstance(threshold, dict) and (not one_each or set(threshold) - set(keys)):
             raise ValueError(f"options.threshold: its keys must be those of masks ({', '.join(map(str, keys))})")
-        if spec.instances == "labels" and not one_each and len(keys) > 1:
-            raise ValueError("instances: labels: the values number instances, so concepts must have one entry")
+        if spec.instances == "labels" and not one_each and len(keys) != 1:
+            raise ValueError(
+                f"instances: labels: the values number instances, so concepts must have one key, not {keys} "
+                "(any name; * is no key of its own)"
+            )
         if not self.binary and not self.colours and spec.instances != "labels":
             for key in keys:
                 if not isinstance(key, int):

@@ -28,6 +28,13 @@ class ScoredInstances:
 
     scores: NDArray[np.float64]  # [N], 0..1
     masks: PackedMasks  # N of [H, W]
+    shown_from: float  # prediction.union_threshold
+    ranked: bool = True  # the scores come from a model; masks from files have none
+
+    @property
+    def shown(self) -> Mask:
+        """[N] those that the rule `union` lays over each other; it compares in single precision, so 0.7 reaches 0.7."""
+        return self.scores >= np.float32(self.shown_from)
 
     def __iter__(self) -> Iterator[tuple[float, Mask]]:
         """Score and mask [H, W] of each."""
@@ -35,7 +42,13 @@ class ScoredInstances:
 
 
 def scored_instances(
-    branch: BranchOutput, query: int, scores: Tensor, lowest: float, size: tuple[int, int], prompt: str
+    branch: BranchOutput,
+    query: int,
+    scores: Tensor,
+    lowest: float,
+    size: tuple[int, int],
+    prompt: str,
+    shown_from: float,
 ) -> ScoredInstances:
     """All predictions of a query that have at least a score, in the model's order; as bits, so that 200 masks of two
     megapixels take 50 MB and never exist as more than a few at once.
@@ -48,7 +61,8 @@ def scored_instances(
         ValueError: masks that are not finite; names the prompt.
     """
     numbers = (scores >= lowest).nonzero().flatten()
-    return ScoredInstances(scores[numbers].double().numpy(), pack(_masks(branch, query, numbers, size, prompt), size))
+    masks = pack(_masks(branch, query, numbers, size, prompt), size)
+    return ScoredInstances(scores[numbers].double().numpy(), masks, shown_from)
 
 
 def _masks(branch: BranchOutput, query: int, numbers: Tensor, size: tuple[int, int], prompt: str) -> Iterator[Mask]:

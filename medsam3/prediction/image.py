@@ -166,7 +166,7 @@ class ImagePredictor:
             self.config.rules,
             exclusive,
             apart,
-            detected_from is not None,
+            None if detected_from is None else self.config.union_threshold,
         )
         return [
             Prediction(
@@ -208,8 +208,14 @@ class ImagePredictor:
                     output = self.detector.detect(features, image_index, self._encoded(asked), **inputs)
                     for q, query in enumerate(self._chosen(output, asked)):
                         if detected_from is not None:
-                            branch, size = output.one_to_one, images[0].shape[:2]
-                            own = scored_instances(branch, q, query.heads.scores, detected_from, size, asked[q])
+                            branch, size, shown_from = (
+                                output.one_to_one,
+                                images[0].shape[:2],
+                                self.config.union_threshold,
+                            )
+                            own = scored_instances(
+                                branch, q, query.heads.scores, detected_from, size, asked[q], shown_from
+                            )
                             query = dataclasses.replace(query, detections=own)
                         yield query
         finally:

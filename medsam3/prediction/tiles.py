@@ -204,7 +204,7 @@ def ask_tiles(
     rules: Sequence[str],
     exclusive: set[int],
     apart: bool,
-    detected: bool,
+    shown_from: float | None,
 ) -> list[Whole]:
     """What is found in an image [H, W, 3], tile by tile.
 
@@ -212,11 +212,13 @@ def ask_tiles(
         ask: what a tile is asked; `concepts` queries.
         exclusive: see `Answers`.
         apart: also the instances of the first rule, as far as the concept's own mask reaches.
-        detected: also all instances that the queries hold.
+        shown_from: of all instances that the queries hold, if they are wanted too, see `ScoredInstances`.
     """
     size = (image.shape[0], image.shape[1])
     answers = Answers(size, concepts, rules, exclusive)
-    instances, detections = ([Seams(size) for _ in range(concepts if wanted else 0)] for wanted in (apart, detected))
+    instances, detections = (
+        [Seams(size) for _ in range(concepts if wanted else 0)] for wanted in (apart, shown_from is not None)
+    )
     for window in tiles:
         x0, y0, x1, y1 = window
         for place, query in enumerate(ask(image[y0:y1, x0:x1])):
@@ -229,9 +231,10 @@ def ask_tiles(
     for whole, found in zip(wholes, instances, strict=False):
         whole.instances = tuple((score, _within(own, whole.masks[rules[0]])) for score, own in found.merged())
     for whole, found in zip(wholes, detections, strict=False):
+        assert shown_from is not None
         kept = list(found.merged())
         masks = pack_instances(Instances.together([Instances.separate([], size), *(own for _, own in kept)]))
-        whole.detections = ScoredInstances(np.asarray([score for score, _ in kept], np.float64), masks)
+        whole.detections = ScoredInstances(np.asarray([score for score, _ in kept], np.float64), masks, shown_from)
     return wholes
 
 

@@ -39,6 +39,8 @@ FREE_KEYS = (
     "evaluation.workers",
     "evaluation.metrics",
     "evaluation.overlays",
+    "evaluation.instances",
+    "evaluation.instance_score",
     "trainer.max_skipped_steps",
     "trainer.log_every_steps",
     "trainer.save_every_steps",

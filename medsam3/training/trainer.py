@@ -217,7 +217,8 @@ def _evaluate(run: Run, detector: TextDetector) -> tuple[Evaluation, dict[str, f
     )
     asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), config.evaluation)
     journal = Journal(run.folder / "validation")
-    evaluation = run_evaluation(ModelAnswers(predictor, run.corpus), run.corpus, asked, config.evaluation, journal)
+    answers = ModelAnswers(predictor, run.corpus, detected_from=config.evaluation.detected_from)
+    evaluation = run_evaluation(answers, run.corpus, asked, config.evaluation, journal)
     absent = distributed.from_main(lambda: refusal_means(evaluation.results, evaluation.rule))
     journal.discard()
     return evaluation, absent

@@ -34,7 +34,7 @@ class Listener:
     def exclusive(self, dataset: str) -> tuple[str, ...]:
         return ()
 
-    def predict(self, image, concepts, exclusive, prompts, boxes):
+    def predict(self, image, concepts, exclusive, prompts, boxes, detected_from):
         self.heard = prompts, boxes
         return []
 

@@ -167,7 +167,7 @@ def test_further_words_take_no_pixel_and_are_asked_as_they_are():
         def exclusive(self, dataset):
             return ("liver", "spleen")
 
-        def predict(self, image, concepts, exclusive, prompts, boxes):
+        def predict(self, image, concepts, exclusive, prompts, boxes, detected_from):
             self.heard = concepts, prompts
             return []
 

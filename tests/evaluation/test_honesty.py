@@ -15,7 +15,8 @@ from medsam3.evaluation.honesty import TrainingRecord, chosen_on, refuse_trainin
 from medsam3.preparation.prepare import prepare
 
 ALL = EvaluationConfig(
-    metrics=["dice", "iou"], concepts="ours", ask="present", foreign=ForeignConfig(hard=0, easy=0, seed=0),
+    metrics=["dice", "iou"], instances=False, instance_score=0.05,
+    concepts="ours", ask="present", foreign=ForeignConfig(hard=0, easy=0, seed=0),
     synonyms=False, images=None, overlays=0, save_masks=False, workers=0,
 )  # fmt: skip
 

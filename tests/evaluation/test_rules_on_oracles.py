@@ -35,7 +35,8 @@ CONFIG = PredictionConfig(
     tile_overlap=0,
 )
 ALL = EvaluationConfig(
-    metrics=["dice", "iou"], concepts="ours", ask="all", foreign=ForeignConfig(hard=0, easy=0, seed=0), synonyms=False,
+    metrics=["dice", "iou"], instances=False, instance_score=0.05,
+    concepts="ours", ask="all", foreign=ForeignConfig(hard=0, easy=0, seed=0), synonyms=False,
     images=None, overlays=0, save_masks=False, workers=0,
 )  # fmt: skip
 

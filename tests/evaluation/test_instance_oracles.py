@@ -1,0 +1,137 @@
+"""AP, F1, PQ and cgF1 of evaluations that return all true instances: on glands, and on real nuclei and regions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from medsam3.data.corpus import Corpus, open_corpus
+from medsam3.evaluation.answers import ModelAnswers
+from medsam3.evaluation.evaluator import asked_images, run_evaluation
+from medsam3.evaluation.findings import Evaluation
+from medsam3.evaluation.instance_scores import InstanceScores
+from medsam3.layouts.packed_masks import pack_instances
+from medsam3.prediction.detections import ScoredInstances
+from medsam3.prediction.image import Answer, Prediction
+from medsam3.preparation.prepare import prepare
+from medsam3.registry.spec import SPEC_FOLDER
+from tests.conftest import data_config, prepare_config, save_picture
+from tests.evaluation.test_rules_on_oracles import ALL, Oracle
+
+SINGLE = dataclasses.replace(ALL, instances=True)
+
+
+def opened(data, name: str, folder) -> Corpus:
+    prepare(prepare_config(data, [name]), [folder])
+    return open_corpus(data, name, [folder])
+
+
+@pytest.fixture
+def glands(tmp_path, make_spec) -> Corpus:
+    """As in GlaS, each gland has a value: three of 8, 6 and 4 px, of which two touch; one of 16 px; none."""
+    three, one, none = np.zeros((3, 20, 30), np.uint8)
+    three[2:4, 2:6], three[4:6, 2:5], three[10:12, 20:22] = 1, 2, 3
+    one[5:9, 5:9] = 1
+    for n, labels in enumerate((three, one, none)):
+        save_picture(tmp_path / f"data/small/images/{n}.png", np.full((20, 30, 3), n, np.uint8))
+        save_picture(tmp_path / f"data/small/masks/{n}.png", labels)
+    make_spec(concepts={1: "gland"}, instances="labels")
+    return opened(data_config(tmp_path), "small", make_spec.folder)
+
+
+def test_an_oracle_through_the_predictor_is_perfect_in_every_instance_measure(glands):
+    answers = ModelAnswers(Oracle(glands, "small"), glands, detected_from=0.05)
+    evaluation = run_evaluation(answers, glands, asked_images(glands, {"small": "all"}, SINGLE), SINGLE)
+    scores = check_perfect(evaluation, "small")
+    assert (scores.own.truths, scores.own.predictions, scores.own.queries, scores.own.absent) == (4, 4, 3, 1)
+    assert evaluation.scores["top1"]["small"].ceiling == pytest.approx((2 * 8 / (8 + 18) + 1) / 2)
+
+
+def check_perfect(evaluation: Evaluation, name: str) -> InstanceScores:
+    """100 by union and semantic, the ceiling by top1, 1 by every measure of instances; cgF1 as its protocol says."""
+    for rule in ("union", "semantic"):
+        assert evaluation.scores[rule][name].values == {"dice": 1.0, "iou": 1.0}
+    top1 = evaluation.scores["top1"][name]
+    assert top1.values["dice"] == pytest.approx(top1.ceiling, abs=1e-12) and top1.ceiling < 1
+    found = evaluation.instances[name]
+    for part in (found.own, *found.concepts.values()):
+        assert [part.values[measure] for measure in ("ap", "ap50", "ap75", "f1", "pq")] == pytest.approx([1.0] * 5)
+    marked = [record for finding in evaluation.findings for record in finding.instances if record.exhaustive]
+    truths = sum(record.truths for record in marked)
+    share = truths / (truths + 1e-4)
+    assert found.own.values["pmf1"] == pytest.approx(2 * share**2 / (2 * share + 1e-4), abs=1e-12)
+    absent = any(record.truths == 0 for record in marked)
+    assert found.own.values["il_mcc"] == pytest.approx(float(absent), abs=1e-5)
+    assert found.own.values["cgf1"] == pytest.approx(found.own.values["pmf1"] * found.own.values["il_mcc"])
+    return found
+
+
+class TrueInstances:
+    """Answers with all true instances, the largest with the highest score."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def __call__(self, rows, image, boxes, words=()) -> list[Prediction]:
+        reader = self.corpus.readers[rows.dataset]
+        masks = reader.masks(reader.item(rows.item))
+        return [self._prediction(concept, masks[concept]) for concept in boxes]
+
+    def _prediction(self, concept, instances) -> Prediction:
+        areas, found = instances.areas_px, len(instances)
+        whole, largest = instances.union(), np.zeros(instances.size, bool)
+        if found:
+            x0, y0, x1, y1 = instances.boxes_px[areas.argmax()]
+            largest[y0:y1, x0:x1] = instances.crops[areas.argmax()]
+        rules = {"top1": largest, "union": whole, "semantic": whole}
+        scores = 0.5 + areas / (2 * areas.sum() or 1)
+        single = ScoredInstances(scores, pack_instances(instances), 0.5)
+        answers = {rule: Answer(float(found > 0), mask) for rule, mask in rules.items()}
+        return Prediction(concept, float(found > 0), answers, detections=single)
+
+
+def real(corpus: Corpus, name: str) -> InstanceScores:
+    asked = asked_images(corpus, {name: "all"}, SINGLE)
+    return check_perfect(run_evaluation(TrueInstances(corpus), corpus, asked, SINGLE), name)
+
+
+def test_the_true_nuclei_of_monuseg(shared_realdata, tmp_path):
+    if not (shared_realdata / "monuseg").is_dir():
+        pytest.skip(f"{shared_realdata}/monuseg is not there")
+    scores = real(opened(data_config(tmp_path, shared_realdata / "monuseg"), "monuseg", SPEC_FOLDER), "monuseg")
+    assert scores.own.truths == 357 + 359 + 249 and scores.own.values["cgf1"] == 0.0  # nothing absent was asked
+
+
+def test_the_true_regions_of_bcss(shared_realdata, tmp_path):
+    masks = sorted((shared_realdata / "bcss/masks").glob("*.png"))
+    if not masks:
+        pytest.skip(f"{shared_realdata}/bcss is not there")
+    root = tmp_path / "data/0_Public-data-Amgad2019_0.25MPP"
+    for path in masks:
+        part = np.asarray(Image.open(path))[700:1700, 700:1700]
+        save_picture(root / "masks" / path.name, part)
+        save_picture(root / "images" / path.name, np.zeros((1000, 1000, 3), np.uint8))
+    scores = real(opened(data_config(tmp_path), "bcss", SPEC_FOLDER), "bcss")
+    assert scores.own.truths > 40 and scores.own.absent > 0 and len(scores.concepts) > 2
+
+
+def test_the_true_nuclei_of_pannuke(shared_realdata, tmp_path):
+    """From its colours: a class by the channels that are more than half full, a nucleus by what hangs together."""
+    masks = sorted((shared_realdata / "pannuke/altered_png512/masks").glob("*.png"))
+    if not masks:
+        pytest.skip(f"{shared_realdata}/pannuke is not there")
+    stack = np.zeros((len(masks), 256, 256, 6))
+    for n, path in enumerate(masks):
+        codes = (np.asarray(Image.open(path).convert("RGB"))[::2, ::2] > 127) @ [1, 2, 4]
+        stack[n, ..., 5] = codes == 0
+        for channel, code in enumerate(sorted({*np.unique(codes)} - {0})):
+            stack[n, ..., channel] = ndimage.label(codes == code, np.ones((3, 3)))[0]
+    for kind, values in (("images", np.zeros((len(masks), 256, 256, 3))), ("masks", stack)):
+        (tmp_path / f"data/pannuke/Fold 1/{kind}/fold1").mkdir(parents=True)
+        np.save(tmp_path / f"data/pannuke/Fold 1/{kind}/fold1/{kind}.npy", values)
+    scores = real(opened(data_config(tmp_path), "pannuke", SPEC_FOLDER), "pannuke")
+    assert scores.own.truths > 100 and scores.own.values["cgf1"] > 0.99
