@@ -32,11 +32,14 @@ from medsam3.evaluation.obedience import refusal_means
 from medsam3.evaluation.scores import mean_score
 from medsam3.files import folder_lock, needs_room, writable_folder
 from medsam3.model.detector import TextDetector
+from medsam3.model.load import LoadedModel, load_sam3
 from medsam3.prediction.image import ImagePredictor
 from medsam3.training.record import write_best
 from medsam3.training.run import Run, set_up
 from medsam3.training.step import optimizer_step
 from medsam3.training.stopping import exit_status
+
+READ_BACK = 2e-3  # of Dice: what compiled and plain code may differ by
 
 
 def train(config: TrainConfig) -> float:
@@ -85,6 +88,7 @@ def _killed_loader(error: RuntimeError, config: TrainConfig) -> OSError:
 
 def _run_epochs(run: Run) -> None:
     progress, watch = run.progress, distributed.Watch(run.config.trainer.timeout_minutes)
+    begun_at = progress.step, progress.validated
     bar = tqdm(
         total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2
     )
@@ -107,6 +111,8 @@ def _run_epochs(run: Run) -> None:
                 run.meter.asked.clear()
             run.meter.restart()
             save(run)
+        if (progress.step, progress.validated) != begun_at:
+            check_best(run)
     watch.close()
 
 
@@ -182,7 +188,7 @@ def validate(run: Run) -> None:
         averaged = dataclasses.replace(run.loaded, model=cast(Sam3Model, run.average.module))
         models.append(("validation_average", TextDetector(averaged.model), averaged))
     for title, detector, loaded in models:
-        evaluation, absent = _evaluate(run, detector)
+        evaluation, absent = _evaluate(run, detector, loaded)
         mean = mean_score(evaluation.main_scores)
         values = {f"{title}/{metric}": value for metric, value in mean.values.items()}
         for name, score in evaluation.main_scores.items():
@@ -209,12 +215,28 @@ def validate(run: Run) -> None:
     distributed.barrier()
 
 
-def _evaluate(run: Run, detector: TextDetector) -> tuple[Evaluation, dict[str, float]]:
+def check_best(run: Run) -> None:
+    """Read `best` back as its users will, and measure it again: what was written is what was chosen.
+
+    Raises:
+        ValueError: it does not give the Dice that chose it.
+    """
+    loaded = load_sam3(str(run.folder / "best"), None)
+    evaluation, _ = _evaluate(run, TextDetector(loaded.model).to(run.device), loaded)
+    dice = mean_score(evaluation.main_scores).values["dice"]
+    if not abs(dice - run.progress.best_dice) <= READ_BACK:
+        raise ValueError(
+            f"{run.folder / 'best'}: read back it has a validation Dice of {dice:.6f}, the training measured "
+            f"{run.progress.best_dice:.6f}: it is not the model that was chosen; `last` is not concerned"
+        )
+    run.log.scalars(run.progress.step, {"check/best_dice": dice})
+    run.log.line(f"best     read back from its folder: validation Dice {dice:.3f}, as measured in training")
+
+
+def _evaluate(run: Run, detector: TextDetector, loaded: LoadedModel) -> tuple[Evaluation, dict[str, float]]:
     """On the validation part; and what it tells of absent concepts, see `refusal_means`."""
     config = run.config
-    predictor = ImagePredictor(
-        detector, run.loaded.tokenizer, config.model.image_size, config.prediction, config.trainer.bf16
-    )
+    predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, config.prediction, config.trainer.bf16)
     asked = asked_images(run.corpus, dict.fromkeys(run.corpus.specs, "val"), config.evaluation)
     journal = Journal(run.folder / "validation")
     answers = ModelAnswers(predictor, run.corpus, detected_from=config.evaluation.detected_from)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from types import SimpleNamespace
 
-from medsam3.training import record
+import pytest
+
+from medsam3.training import record, trainer
 
 
 def test_the_licences_of_earlier_runs_bind_too(tmp_path, monkeypatch):
@@ -27,3 +31,20 @@ def test_the_licences_of_earlier_runs_bind_too(tmp_path, monkeypatch):
         "Not confirmed at its home is the licence of BTXRD.",
         "No licence is recorded of my_own: look it up.",
     ]
+
+
+def test_a_best_that_is_not_what_was_measured_ends_the_run(configure, tmp_path, monkeypatch):
+    """One step without a fault says what it measured; then the weights are spoilt on their way to the disk."""
+    trainer.train(configure("trainer.max_steps=1"))
+    lines = (tmp_path / "run/metrics.jsonl").read_text()
+    assert '"check/best_dice"' in lines
+    write = trainer.write_best
+
+    def spoilt(folder, loaded, *others):
+        model = copy.deepcopy(loaded.model)
+        model.dot_product_scoring.query_proj.weight.data *= -1
+        write(folder, dataclasses.replace(loaded, model=model), *others)
+
+    monkeypatch.setattr(trainer, "write_best", spoilt)
+    with pytest.raises(ValueError, match=r"best: read back it has a validation Dice of .*the training measured"):
+        trainer.train(configure("trainer.max_steps=1", f"output_dir={tmp_path}/other"))
