@@ -322,6 +322,7 @@ class EvaluateConfig(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
     prediction: PredictionConfig = field(default_factory=PredictionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 @dataclass

@@ -8,7 +8,18 @@ import pytest
 
 from tests.conftest import ROOT
 
-GROUND = ("files", "folders", "messages", "bounds", "config", "checks", "distributed", "versions", "command_line")
+GROUND = (
+    "files",
+    "folders",
+    "messages",
+    "bounds",
+    "config",
+    "checks",
+    "distributed",
+    "versions",
+    "dashboard",
+    "command_line",
+)
 DATA = ("registry", "layouts", "data", "preparation")
 NETWORK = ("checkpoints", "model", "prediction", "evaluation", "training", "benchmarks")
 BEFORE = {room: (*GROUND, *DATA[:i]) for i, room in enumerate(DATA)}
@@ -21,6 +32,7 @@ BEFORE |= {
     "distributed": ("messages",),
     "versions": (),
     "config": (),
+    "dashboard": ("files",),
     "checks": ("bounds", "config", "messages"),
     "command_line": ("checks", "config", "distributed", "folders", "messages"),
     "checkpoints": (*GROUND, "registry"),

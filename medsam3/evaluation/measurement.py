@@ -22,6 +22,7 @@ from medsam3.evaluation.obedience_tables import obedience_markdown
 from medsam3.evaluation.page import write_report
 from medsam3.evaluation.question import Question, Rows, rows_asked
 from medsam3.evaluation.scores import dice_intervals
+from medsam3.evaluation.shown import show_in_wandb
 from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.evaluation.table3 import write_table_3
@@ -112,6 +113,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         journal.discard()
         if distributed.is_main():
             say(f"report   {write_report(folder)}")
+            show_in_wandb(config, folder, evaluation)
         return evaluation
 
 

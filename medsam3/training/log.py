@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import netrc
 import os
 import platform
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from medsam3 import distributed
 from medsam3.config import WandbConfig
+from medsam3.dashboard import start_wandb, wandb_mode
 from medsam3.files import write_text
 from medsam3.versions import code_version, package_versions
-
-WandbMode = Literal["online", "offline", "disabled"]
 
 
 class RunLog:
@@ -42,9 +39,9 @@ class RunLog:
         if self._path.exists():
             _keep_lines_up_to(self._path, step, validated)
         self._file = self._path.open("a", encoding="utf-8")
-        mode = _wandb_mode(wandb.mode)
+        mode = wandb_mode(wandb.mode)
         if mode != "disabled":
-            self._wandb_run = _start_wandb(folder, name, wandb.project, mode, config)
+            self._wandb_run = start_wandb(folder, name, wandb.project, mode, config)
 
     def line(self, text: str) -> None:
         """A line for the reader at the console; does not disturb a progress bar."""
@@ -130,39 +127,3 @@ def _keep_lines_up_to(path: Path, step: int, validated: bool) -> None:
         if not later and not unsaved:
             kept.append(line)
     write_text(path, "".join(kept))
-
-
-def _wandb_mode(mode: str) -> WandbMode:
-    if mode == "auto":
-        mode = "online" if _logged_in_to_wandb() else "offline"
-    modes: dict[str, WandbMode] = {"online": "online", "offline": "offline", "off": "disabled"}
-    return modes[mode]
-
-
-def _logged_in_to_wandb() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
-
-
-def _start_wandb(folder: Path, name: str, project: str, mode: WandbMode, config: dict[str, Any]) -> Any:
-    """Begin a W&B run, or go on with the run of this folder; its id lies in wandb_id.txt."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    id_file = folder / "wandb_id.txt"
-    run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
-    write_text(id_file, run_id + "\n")
-    return wandb.init(
-        project=project,
-        name=name,
-        id=run_id,
-        resume="allow",
-        mode=mode,
-        dir=str(folder),
-        config=config,
-        save_code=False,
-    )

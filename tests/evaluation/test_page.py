@@ -295,13 +295,20 @@ def test_charts_draw_what_they_are_given():
 
 def test_evaluate_writes_it_with_pictures_of_the_extremes_and_report_writes_it_again(data, tmp_path):
     small = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "device=cpu", "evaluation.workers=0", *data]
-    done = run_script("evaluate.py", *small, "evaluation.images=7", "evaluation.overlays=1", cwd=tmp_path)
+    small += ["evaluation.images=7", "evaluation.overlays=1", "wandb.mode=offline"]
+    done = run_script("evaluate.py", *small, cwd=tmp_path)
     assert "report   runs/evaluation/report.html" in done.stdout
     written = tmp_path / "runs/evaluation/report.html"
     found = Reader(before := written.read_text())
     images = [attributes["alt"] for tag, attributes in found.tags if tag == "img"]
     assert images == ["image", "truth", "ours"] * 3 and "No picture" not in found.text
     assert found.row("mni152", "val")[3:7] == ["7", "1", "2", "11"]  # 7 of 18 images; 2 slices show too little brain
+    (media,) = (tmp_path / "runs/evaluation/wandb").glob("offline-run-*/files/media")
+    assert next(media.glob("html/report_*.html")).stat().st_size >= written.stat().st_size
+    table = json.loads(next(media.glob("table/scores_*.json")).read_text())
+    (row,) = table["data"]
+    assert row[:2] == ["top1", "mni152"] and f"{100 * row[2]:.1f}" == found.row("mni152", "top1")[2]
+    assert len(list(media.glob("images/overlay/*.png"))) == len(list((written.parent / "overlays").glob("*.png")))
     written.unlink()
     run_script("report.py", "results=runs/evaluation", cwd=tmp_path)
     assert written.read_text() == before
