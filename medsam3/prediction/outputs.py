@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from medsam3.files import write_text
-from medsam3.layouts.instances import Mask
+from medsam3.layouts.instances import Instances, Mask
 from medsam3.prediction.image import Prediction
 from medsam3.prediction.jobs import RESULT, Picture
 from medsam3.prediction.picture_files import Shown
@@ -43,11 +43,16 @@ class Region:
     prompt_number: int  # from 1
     instance: int | None  # from 1, the highest score first; None: all of the prompt
     score: float
-    mask: Mask  # [H, W]
+    part: Instances  # its mask as one crop; none: not found
 
     @property
     def area_px(self) -> int:
-        return int(np.count_nonzero(self.mask))
+        return int(self.part.areas_px.sum())
+
+    def windows(self) -> Iterator[tuple[tuple[slice, slice], Mask]]:
+        """Where the crop lies, and the crop, so that a thousand small instances cost a large image nothing."""
+        for (x0, y0, x1, y1), crop in zip(self.part.boxes_px.tolist(), self.part.crops, strict=True):
+            yield (slice(y0, y1), slice(x0, x1)), crop
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,14 @@ class PictureResult:
         """One per prompt, found or not; with instances apart one per instance."""
         value = 0
         for number, prediction in enumerate(self.predictions, 1):
-            parts: Iterable[tuple[int | None, float, Mask]] = (
-                ((i, score, part.union()) for i, (score, part) in enumerate(prediction.instances, 1))
+            parts: Iterable[tuple[int | None, float, Instances]] = (
+                ((i, score, part) for i, (score, part) in enumerate(prediction.instances, 1))
                 if self.apart
-                else [(None, prediction.answer.score, prediction.answer.mask)]
+                else [(None, prediction.answer.score, Instances.whole(prediction.answer.mask))]
             )
-            for instance, score, mask in parts:
+            for instance, score, part in parts:
                 value += 1
-                yield Region(value, number, instance, score, mask)
+                yield Region(value, number, instance, score, part)
 
     def described(self, region: Region) -> dict[str, Any]:
         prompt = self.predictions[region.prompt_number - 1].concept
@@ -87,7 +92,8 @@ def write_index(result: PictureResult, folder: Path) -> None:
     numbers = np.zeros((height, width), np.uint16)
     legend: dict[str, Any] = {"0": {"prompt": BACKGROUND}}
     for region in result.regions():
-        numbers[region.mask & (numbers == 0)] = region.value
+        for window, crop in region.windows():
+            numbers[window][crop & (numbers[window] == 0)] = region.value
         legend[str(region.value)] = result.described(region)
     if len(legend) > 2**16:
         raise ValueError(f"{len(legend) - 1} regions: more than 16 bits can number; ask fewer prompts at once")
@@ -102,40 +108,59 @@ def write_masks(result: PictureResult, folder: Path) -> None:
     for region in result.regions():
         name = f"{region.prompt_number}_{file_name(result.predictions[region.prompt_number - 1].concept)}"
         name += "" if region.instance is None else f"_{region.instance}"
-        Image.fromarray(region.mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
+        Image.fromarray(region.part.union().astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
 
 
 def write_annotations(result: PictureResult, folder: Path) -> None:
     """This picture's part of coco.json, which is put together at the end: run lengths of what was found."""
     annotations = []
     for region in result.regions():
-        if region.mask.any():
-            encoded = coco_mask.encode(np.asfortranarray(region.mask.astype(np.uint8)))
-            bbox = coco_mask.toBbox(encoded).tolist()
-            counts = {"size": list(region.mask.shape), "counts": encoded["counts"].decode("ascii")}
-            annotations.append({**result.described(region), "segmentation": counts, "bbox": bbox})
+        for (x0, y0, x1, y1), crop in zip(region.part.boxes_px.tolist(), region.part.crops, strict=True):
+            bbox = [float(value) for value in (x0, y0, x1 - x0, y1 - y0)]
+            encoded = run_lengths(crop, (y0, x0), region.part.size)
+            annotations.append({**result.described(region), "segmentation": encoded, "bbox": bbox})
     write_text(folder / "annotations.json", json_text(annotations))
 
 
 def write_overlay(result: PictureResult, folder: Path) -> None:
     """overlay.png: the regions in colour over the picture, at its size, and below it what each colour means."""
-    pixels = result.shown.pixels.astype(np.float32)
+    pixels = result.shown.pixels.copy()
     for region in result.regions():
         shade = region.prompt_number if region.instance is None else region.value
-        pixels[region.mask] = 0.55 * pixels[region.mask] + 0.45 * np.asarray(_colour(shade), np.float32)
+        for window, crop in region.windows():
+            pixels[window][crop] = 0.55 * pixels[window][crop] + 0.45 * np.asarray(_colour(shade), np.float32)
     lines = [
         (number, f"{p.concept}   {f'score {p.answer.score:.2f}' if p.answer.mask.any() else 'not found'}")
         for number, p in enumerate(result.predictions, 1)
     ]
     height, width = pixels.shape[:2]
     canvas = Image.new("RGB", (max(width, 320), height + 20 * len(lines) + 4), "white")
-    canvas.paste(Image.fromarray(pixels.astype(np.uint8)))
+    canvas.paste(Image.fromarray(pixels))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
     for row, (number, text) in enumerate(lines):
         top = height + 20 * row + 4
         draw.rectangle((4, top + 2, 14, top + 12), fill="white" if result.apart else _colour(number), outline="black")
         draw.text((22, top), text, fill="black", font=font)
     canvas.save(folder / "overlay.png")
+
+
+def run_lengths(crop: Mask, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed run lengths of a mask of `size` (H, W) that is empty but for a crop at `corner` (y, x).
+
+    They go column by column; the mask at full size is never made.
+    """
+    height, width = size
+    steps = np.diff(np.pad(crop.T.astype(np.int8), ((0, 0), (1, 1))), axis=1)  # of a column 1: begins, -1: has ended
+    places = map(np.nonzero, (steps > 0, steps < 0))
+    ends = [(columns + corner[1]) * height + rows + corner[0] for columns, rows in places]
+    change = np.stack(ends, axis=1).ravel()  # begins and ends in turn
+    apart = np.flatnonzero(change[2::2] > change[1:-1:2])  # a run that goes on in the next column is one
+    begins = np.concatenate([change[:1], change[2::2][apart]])
+    stops = np.concatenate([change[1:-1:2][apart], change[-1:]])
+    counts = np.diff(np.concatenate([[0], np.stack([begins, stops], axis=1).ravel(), [height * width]]))
+    counts = counts[: len(counts) - (counts[-1] == 0)]
+    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
 OUTPUTS: dict[str, Callable[[PictureResult, Path], None]] = {
