@@ -16,6 +16,7 @@ T = TypeVar("T")
 _ABSENT = object()
 MASK_RULES = ("top1", "union", "semantic")  # as in prediction/rules.py
 LEGAL: dict[str, tuple[str | None, ...]] = {
+    "format": ("files", "cvpr2025"),
     "device": ("auto", "cpu", "cuda"),
     "export": (None, "nnunet"),
     "loss.variant": ("paper", "sam3", "box_only"),

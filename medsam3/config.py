@@ -334,6 +334,7 @@ class ReportConfig(RunConfig):
 
 @dataclass
 class PredictConfig(RunConfig):
+    format: str = MISSING  # files | cvpr2025 (.npz cases of the challenge, prediction/challenge.py)
     input: Any = MISSING  # a picture, a folder, a glob pattern, a jobs file (.json), or a list of these
     prompts: Any = MISSING  # a text or a list of texts; null: those of the jobs file
     checkpoint: str = MISSING
@@ -347,6 +348,14 @@ class PredictConfig(RunConfig):
     volume: VolumeConfig = field(default_factory=VolumeConfig)
     data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
     prediction: PredictionConfig = field(default_factory=PredictionConfig)
+
+
+@dataclass
+class ChallengeConfig(RunConfig):
+    predictions: str = MISSING  # folder of .npz files with `segs`
+    truth: str = MISSING  # folder of .npz files with `gts`
+    cases: str = MISSING  # folder of the .npz files that were the input: prompts and spacing
+    data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
 
 
 @dataclass
@@ -404,6 +413,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="report_schema", node=ReportConfig)
     store.store(name="predict_schema", node=PredictConfig)
+    store.store(name="challenge_schema", node=ChallengeConfig)
     store.store(name="demo_schema", node=DemoConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="audit_schema", node=AuditConfig)

@@ -18,8 +18,9 @@ from medsam3.files import writable_folder, write_text
 from medsam3.messages import one_of
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
+from medsam3.prediction.challenge import find_cases, segment_cases
 from medsam3.prediction.image import ImagePredictor
-from medsam3.prediction.jobs import find_work
+from medsam3.prediction.jobs import Work, find_work
 from medsam3.prediction.outputs import OUTPUTS, json_text, write_coco
 from medsam3.prediction.remarks import LIST_CONCEPTS, remarks
 from medsam3.prediction.segmentation import Run, exclusive_of, segment
@@ -52,7 +53,8 @@ def predict(config: PredictConfig) -> Run:
             loaded. What goes wrong with one picture stands in the record and stops no other.
     """
     _check(config)
-    work = find_work(config)
+    cases = find_cases(config.input) if config.format == "cvpr2025" else []
+    work = Work([], []) if cases else find_work(config)
     for picture in work.pictures:
         _check_exclusive(config, picture.prompts)
     folder = writable_folder(config.output_dir, "output_dir", "output_dir")
@@ -71,6 +73,7 @@ def predict(config: PredictConfig) -> Run:
         print(f"remark   {line}")
     try:
         segment(work.pictures, config, volumes, run)
+        segment_cases(cases, folder, volumes, run)
         if "coco" in config.outputs:
             done = {entry["folder"] for entry in run.pictures}
             for output in outputs:
@@ -88,6 +91,8 @@ def predict(config: PredictConfig) -> Run:
 def _check(config: PredictConfig) -> None:
     for kind in config.outputs:
         one_of("outputs", kind, OUTPUTS)
+    if config.format == "cvpr2025" and config.prompts is not None:
+        raise ValueError(f"prompts={config.prompts}: with format=cvpr2025 each case brings its own; leave them out")
     if len(config.prediction.rules) != 1:
         raise ValueError(f"prediction.rules={config.prediction.rules}: one rule makes the masks; name one")
     if config.instances == "apart" and config.prediction.rules == ["semantic"]:

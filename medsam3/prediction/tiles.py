@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Window = tuple[int, int, int, int]
 AskTile = Callable[[NDArray[np.uint8]], "Iterable[Query]"]  # [h, w, 3] -> a query per concept
+MOST_BYTES = 2**31  # of the instances of one concept, a byte per pixel of their boxes
 SAME = 0.5  # see Seams._agreement
 
 
@@ -69,6 +70,7 @@ class Seams:
                 self.crops.append(crop.copy())
                 self.scores.append(score)
                 self.parents.append(len(self.parents))
+        _refuse_too_large(sum(crop.size for crop in self.crops), len(self.crops))
         numbers = range(first, len(self.crops))
         for other, before in self.tiles:
             strip = _shared(window, other)
@@ -118,12 +120,15 @@ class Seams:
     def merged(self) -> Iterator[tuple[float, Instances]]:
         """Score and mask of each instance, the highest score first: the highest of its parts, all their pixels."""
         groups: dict[int, list[int]] = {}
+        covered = 0
         for number in range(len(self.crops)):
             groups.setdefault(self._root(number), []).append(number)
         scored = [(max(self.scores[number] for number in numbers), numbers) for numbers in groups.values()]
         for score, numbers in sorted(scored, key=lambda group: -group[0]):
             corners = np.asarray([self.boxes[number] for number in numbers])
             box = (*corners[:, :2].min(axis=0).tolist(), *corners[:, 2:].max(axis=0).tolist())
+            covered += (box[2] - box[0]) * (box[3] - box[1])
+            _refuse_too_large(covered, len(groups))
             crop = self.crops[numbers[0]] if len(numbers) == 1 else self._all_of(box, numbers)
             yield score, Instances(self.size, np.asarray([box], np.int32), (crop,))
 
@@ -140,6 +145,14 @@ def _shared(first: Window, second: Window) -> Window | None:
     x0, y0 = max(first[0], second[0]), max(first[1], second[1])
     x1, y1 = min(first[2], second[2]), min(first[3], second[3])
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def _refuse_too_large(size: int, count: int) -> None:
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{count} instances of one prompt cover more than memory holds; raise prediction.union_threshold, or take "
+            "instances=united"
+        )
 
 
 def _cut(box: Window, own: Window, other: Window) -> bool:

@@ -209,3 +209,11 @@ def test_an_image_no_larger_than_a_tile_is_asked_as_it_is():
         assert oracle.seen == [(64, 60)]
         # 253: lattice points in a circle of radius 9
         assert [np.count_nonzero(said.answer.mask) for said in (odd, even)] == [253, 253]
+
+
+def test_instances_that_no_memory_holds_are_refused(monkeypatch):
+    image = painted((200, 220), OBJECTS)
+    monkeypatch.setattr("medsam3.prediction.tiles.MOST_BYTES", 2000)
+    Oracle(CONFIG).predict(image, ["odd"])
+    with pytest.raises(ValueError, match="instances of one prompt cover more than memory holds"):
+        Oracle(CONFIG).predict(image, ["odd"], apart=True)
