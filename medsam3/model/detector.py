@@ -10,17 +10,17 @@ layers, M chosen predictions, N boxes per query, d width, h x w mask logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Sam3Model
+
+from medsam3.model.decoders import decoder_layer, inverse_sigmoid, mask_decoder, of_images
 
 HEADS = ("semantic", "instances")  # of the mask decoder
 MASK_QUERIES = 8  # queries whose pixels are embedded at a time
@@ -54,8 +54,8 @@ class BranchOutput:
         """
         assert self.mask_embeddings is not None and self.pixel_embeddings is not None
         chosen = self.mask_embeddings[query, prediction].split(list(per_query))
-        pixels = self.pixel_embeddings.flatten(2)
-        masks = [embeddings @ pixels[q] for q, embeddings in enumerate(chosen)]
+        pixels = self.pixel_embeddings.flatten(2).unbind()  # an index per query would have a gradient of full size each
+        masks = [embeddings @ own for embeddings, own in zip(chosen, pixels, strict=True)]
         return torch.cat(masks).unflatten(1, self.pixel_embeddings.shape[-2:])
 
 
@@ -74,14 +74,6 @@ class ImageFeatures:
     levels: tuple[Tensor, ...]  # feature pyramid, fine to coarse: [I, d, h, w] each
     position: Tensor  # [1, d, h, w] position encoding of the coarsest level, float32
     token: Tensor  # [I, 1, d], the geometry encoder's CLS token
-
-    def of(self, image_index: Tensor) -> ImageFeatures:
-        """The features of each query's image; a single image is not copied for its queries."""
-        if len(self.token) == 1:
-            count = len(image_index)
-            levels = tuple(level.expand(count, -1, -1, -1) for level in self.levels)
-            return ImageFeatures(levels, self.position, self.token.expand(count, -1, -1))
-        return ImageFeatures(tuple(level[image_index] for level in self.levels), self.position, self.token[image_index])
 
 
 @dataclass
@@ -124,6 +116,7 @@ class TextDetector(nn.Module):
         self.one_to_many = one_to_many
         self.activation_checkpointing = activation_checkpointing
         self.training_heads = heads
+        self._mask_decoder: Callable[..., Any] = mask_decoder
         if activation_checkpointing != "none":
             for layer in (*model.vision_encoder.backbone.layers, *model.text_encoder.text_model.encoder.layers):
                 layer.gradient_checkpointing = True
@@ -133,8 +126,8 @@ class TextDetector(nn.Module):
         """Fuse the small operations between the matrix products of some layers; the parameters keep their names.
 
         Args:
-            parts: none | vision (the ViT's layers) | all (also the DETR encoder's and decoder's) | auto (vision on a
-                GPU)
+            parts: none | vision (the ViT's layers) | all (also the DETR encoder's and decoder's, and the mask decoder)
+                | auto (vision on a GPU)
 
         The numbers stay the same to about 1e-6.
         """
@@ -143,6 +136,7 @@ class TextDetector(nn.Module):
         layers = [*self.sam3.vision_encoder.backbone.layers]
         if parts == "all":
             layers += [*self.sam3.detr_encoder.layers, *self.sam3.detr_decoder.layers]
+            self._mask_decoder = torch.compile(mask_decoder, dynamic=True)
         for layer in layers:
             layer.compile()
 
@@ -193,14 +187,14 @@ class TextDetector(nn.Module):
             token = layer(prompt_feats=token, vision_feats=image, vision_pos_encoding=where, prompt_mask=None)
         return geometry.output_layer_norm(token)
 
-    def _box_tokens(self, features: ImageFeatures, prompts: BoxPrompts) -> tuple[Tensor, Tensor]:
+    def _box_tokens(self, level: Tensor, position: Tensor, prompts: BoxPrompts) -> tuple[Tensor, Tensor]:
         """What the geometry encoder makes of boxes: tokens [Q, N + 1, d] and which of them are valid [Q, N + 1]."""
         encoded = self.sam3.geometry_encoder(
             box_embeddings=prompts.boxes,
             box_mask=prompts.valid,
             box_labels=prompts.valid.long(),  # 1: positive
-            img_feats=features.levels,
-            img_pos_embeds=(features.position,),
+            img_feats=(level,),
+            img_pos_embeds=(position,),
         )
         return encoded.last_hidden_state, encoded.attention_mask
 
@@ -219,17 +213,17 @@ class TextDetector(nn.Module):
             text_index: [Q], the phrase of each query; None: as many phrases as queries, in their order.
             box_prompts: beside the text; SAM3 has the text "visual" where the boxes alone are to tell what is meant.
         """
-        features, texts = features.of(image_index), texts if text_index is None else texts.of(text_index)
-        tokens, valid = features.token, torch.ones_like(texts.valid[:, :1])
+        texts = texts if text_index is None else texts.of(text_index)
+        level, tokens = of_images(features.levels[-1], image_index), of_images(features.token, image_index)
+        valid = torch.ones_like(texts.valid[:, :1])
         if box_prompts is not None:
-            tokens, valid = self._box_tokens(features, box_prompts)
+            tokens, valid = self._box_tokens(level, features.position, box_prompts)
         prompt = torch.cat([texts.tokens, tokens], dim=1)  # [Q, C + 1, d], with boxes [Q, C + N + 1, d]
         mask = torch.cat([texts.valid, valid], dim=1)[:, None, None]  # [Q, 1, 1, ...], see encode_texts
-        memory, position = self._encode(features, prompt, mask)
-        grid = features.levels[-1].shape[-2:]
-        hidden, references, presence = self._decode(memory, position, grid, prompt, mask)
+        memory, position = self._encode(level, features.position, prompt, mask)
+        hidden, references, presence = self._decode(memory, position, level.shape[-2:], prompt, mask)
         logits, boxes = self._heads(hidden, references, prompt, mask[:, 0, 0])
-        semantic, embeddings, pixels = self._masks(hidden[-1], features.levels, memory, prompt, mask)
+        semantic, embeddings, pixels = self._masks(hidden[-1], features.levels, image_index, memory, prompt, mask)
         count = self.sam3.detr_decoder.query_embed.num_embeddings
 
         def half(part: slice) -> BranchOutput:
@@ -243,9 +237,9 @@ class TextDetector(nn.Module):
             one_to_many=half(slice(count, 2 * count)) if hidden.shape[2] == 2 * count else None,
         )
 
-    def _encode(self, features: ImageFeatures, prompt: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, level: Tensor, position: Tensor, prompt: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Fuse the coarsest level with the prompt: memory [Q, h * w, d] and its position encoding [1, h * w, d]."""
-        memory, position = (x.flatten(2).transpose(1, 2) for x in (features.levels[-1], features.position))
+        memory, position = (x.flatten(2).transpose(1, 2) for x in (level, position))
         for layer in self.sam3.detr_encoder.layers:
             memory = self._recomputed(
                 layer, memory, prompt_feats=prompt, vision_pos_encoding=position, prompt_cross_attn_mask=mask
@@ -270,7 +264,7 @@ class TextDetector(nn.Module):
         hidden, references, presence = [], [], []
         for layer in decoder.layers:
             states = self._recomputed(
-                partial(_decoder_layer, decoder, layer, count + 1 if copies == 2 else None),
+                partial(decoder_layer, decoder, layer, count + 1 if copies == 2 else None),
                 states,
                 boxes,
                 prompt,
@@ -284,17 +278,23 @@ class TextDetector(nn.Module):
             references.append(reference)
             presence.append(decoder.presence_head(decoder.presence_layer_norm(states[:, :1]))[:, 0, 0])
             # The next layer sees these boxes without gradient, but its output has one to them ("look forward twice").
-            reference = (_inverse_sigmoid(boxes) + decoder.box_head(normed)).sigmoid()
+            reference = (inverse_sigmoid(boxes) + decoder.box_head(normed)).sigmoid()
             boxes = reference.detach()
         return torch.stack(hidden), torch.stack(references), torch.stack(presence)
 
     def _heads(self, hidden: Tensor, references: Tensor, prompt: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [L, Q, P] and boxes [L, Q, P, 4] of every layer's states."""
-        boxes = (_inverse_sigmoid(references) + self.sam3.detr_decoder.box_head(hidden)).sigmoid()
+        boxes = (inverse_sigmoid(references) + self.sam3.detr_decoder.box_head(hidden)).sigmoid()
         return self.sam3.dot_product_scoring(hidden, prompt, prompt_mask).squeeze(-1), boxes
 
     def _masks(
-        self, queries: Tensor, levels: tuple[Tensor, ...], memory: Tensor, prompt: Tensor, mask: Tensor
+        self,
+        queries: Tensor,
+        levels: tuple[Tensor, ...],  # of the images
+        image_index: Tensor,
+        memory: Tensor,
+        prompt: Tensor,
+        mask: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The mask decoder, a few queries at a time, so that backward holds the pixels of a few, not those of all.
 
@@ -306,8 +306,8 @@ class TextDetector(nn.Module):
         results: tuple[list[Tensor], ...] = ([], [], [])
         for start in range(0, len(queries) if heads else 0, MASK_QUERIES):
             part = slice(start, start + MASK_QUERIES)
-            parts = (queries[part], [level[part] for level in levels], memory[part], prompt[part], mask[part])
-            found = self._recomputed(partial(_mask_decoder, self.sam3.mask_decoder, heads), *parts)
+            parts = (queries[part], levels, image_index[part], memory[part], prompt[part], mask[part])
+            found = self._recomputed(partial(self._mask_decoder, self.sam3.mask_decoder, heads), *parts)
             for result, one in zip(results, found, strict=True):
                 if one is not None:
                     result.append(one)
@@ -319,82 +319,3 @@ class TextDetector(nn.Module):
         if self.activation_checkpointing == "all" and self.training and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False, **kwargs)
         return function(*args, **kwargs)
-
-
-def _mask_decoder(
-    decoder: Any,  # Sam3MaskDecoder
-    heads: tuple[str, ...],
-    queries: Tensor,
-    levels: list[Tensor],
-    memory: Tensor,
-    prompt: Tensor,
-    mask: Tensor,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The parts of the mask decoder in its own order, without the product of all predictions with all pixels."""
-    attended, _ = decoder.prompt_cross_attn(
-        query=decoder.prompt_cross_attn_norm(memory), key=prompt, value=prompt, attention_mask=mask
-    )
-    memory = memory + decoder.prompt_cross_attn_dropout(attended)
-    pixels = decoder._embed_pixels(backbone_features=levels, encoder_hidden_states=memory)
-    semantic = decoder.semantic_projection(pixels).squeeze(1) if "semantic" in heads else None
-    if "instances" not in heads:
-        return semantic, None, None
-    return semantic, decoder.mask_embedder(queries), decoder.instance_projection(pixels)
-
-
-def _decoder_layer(
-    decoder: Any,  # Sam3DetrDecoder
-    layer: Any,  # one of its layers
-    attending: int | None,
-    states: Tensor,
-    boxes: Tensor,
-    prompt: Tensor,
-    memory: Tensor,
-    memory_position: Tensor,
-    text_mask: Tensor | None,
-    grid: tuple[int, ...],
-) -> Tensor:
-    """One decoder layer with the bias of its reference boxes; only the first `attending` states self-attend."""
-    query_position = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
-    bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))  # the presence token attends everywhere alike
-    with _self_attention_among(layer.self_attn, attending):
-        return layer(
-            states,
-            query_pos=query_position,
-            text_features=prompt,
-            vision_features=memory,
-            vision_pos_encoding=memory_position,
-            text_cross_attn_mask=text_mask,
-            vision_cross_attn_mask=bias,
-        )
-
-
-@contextmanager
-def _self_attention_among(attention: nn.Module, count: int | None) -> Iterator[None]:
-    """Within the context, attend among the first `count` tokens only and return zero for the others.
-
-    The residual connection and the norm that follow then treat the others as Meta's code does. None: attend among all.
-    """
-    if count is None:
-        yield
-        return
-
-    def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, kwargs | {name: kwargs[name][:, :count] for name in ("query", "key", "value")}
-
-    def pad(_: nn.Module, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        attended, weights = output
-        return F.pad(attended, (0, 0, 0, count - 1)), weights  # count - 1 predictions in each half
-
-    hooks = (attention.register_forward_pre_hook(cut, with_kwargs=True), attention.register_forward_hook(pad))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
-    """As in the decoder: inputs clamped to eps from 0 and 1."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

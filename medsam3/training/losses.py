@@ -14,6 +14,7 @@ class, presence, box and GIoU terms over all decoder layers. What the masks are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ from medsam3.distributed import mean_over_ranks
 from medsam3.messages import one_of
 from medsam3.model.detector import BranchOutput, DetectorOutput
 from medsam3.training.geometry import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
-from medsam3.training.matching import HungarianMatcher, Matches, OneToManyMatcher, match, query_of_target
+from medsam3.training.matching import HungarianMatcher, Matches, Matching, OneToManyMatcher, match, query_of_target
 
 # Heads of the mask decoder that each variant's loss reaches.
 HEADS = {"box_only": (), "paper": ("semantic",), "sam3": ("semantic", "instances")}
@@ -54,13 +55,19 @@ class LossResult:
 class SetPredictionLoss:
     """Matching and loss of one batch."""
 
-    def __init__(self, config: LossConfig) -> None:
+    def __init__(self, config: LossConfig, compiled: bool = False, match: Callable[..., Matching] = match) -> None:
         """
+        Args:
+            compiled: fuse the small operations of the comparison of masks; the same numbers to about 1e-6.
+            match: which prediction answers for which target; the planner has one that needs no numbers.
+
         Raises:
             ValueError: unknown variant.
         """
         one_of("loss.variant", config.variant, LEGAL["loss.variant"])
         self.config = config
+        self.match = match
+        self.compare_masks = torch.compile(_part_of_mask_losses, dynamic=True) if compiled else _part_of_mask_losses
         self.hungarian = HungarianMatcher(config.matcher)
         self.one_to_many = OneToManyMatcher(config.one_to_many)
 
@@ -85,7 +92,7 @@ class SetPredictionLoss:
         instances, queries = len(targets.boxes), len(targets.counts)
         # Targets per rank, not matches, so that the mean gradient over ranks weighs every target the same.
         normaliser = mean_over_ranks(torch.full((), float(instances), device=targets.boxes.device)).clamp(min=1)
-        matching = match(output, targets, self.hungarian, self.one_to_many)
+        matching = self.match(output, targets, self.hungarian, self.one_to_many)
         present = _present(targets)
         terms: dict[str, Tensor] = {}
 
@@ -118,7 +125,7 @@ class SetPredictionLoss:
         """Focal and dice loss of the matched masks of the final layer, each summed over matches / normaliser."""
         logits = branch.masks_of(matches.batch, matches.source, matches.per_query)
         cfg = self.config.mask
-        focal, dice = _mask_losses(logits, targets.masks, matches.target, cfg.alpha, cfg.gamma)
+        focal, dice = self._mask_losses(logits, targets.masks, matches.target, cfg.alpha, cfg.gamma)
         return focal.sum() / normaliser, dice.sum() / normaliser
 
     def _semantic(
@@ -129,7 +136,7 @@ class SetPredictionLoss:
         union = torch.stack([masks.any(dim=0) for masks in targets.masks.split(counts)])  # [Q, H, W]
         present = union.flatten(1).any(dim=1).float()
         each = torch.arange(len(union), device=union.device)
-        focal, dice = _mask_losses(logits, union, each, cfg.alpha, cfg.gamma)
+        focal, dice = self._mask_losses(logits, union, each, cfg.alpha, cfg.gamma)
         positives = present.sum() + 1e-6
         terms = {
             "semantic_focal": (focal * present).sum() / positives,
@@ -143,6 +150,29 @@ class SetPredictionLoss:
             terms["semantic_presence"] = loss
             total = total + cfg.presence_weight * loss
         return total, terms
+
+    def _mask_losses(
+        self, logits: Tensor, masks: Tensor, mask_index: Tensor, alpha: float, gamma: float
+    ) -> tuple[Tensor, Tensor]:
+        """Focal loss (mean over pixels) and dice loss of each mask, [M] and [M], at the size of the targets.
+
+        Goes through the masks in parts and computes each part again in the backward pass, so that what is kept for it
+        are the small logits alone: at 1008 px the intermediate values take about 40 MB per mask.
+
+        Args:
+            logits: [M, h, w]
+            masks: [*, H, W] bool
+            mask_index: [M] int64, the row of `masks` that each of the logits is compared with
+        """
+        at_once = max(1, _PIXELS_AT_ONCE // (masks.shape[-2] * masks.shape[-1]))
+        parts = [
+            checkpoint(
+                self.compare_masks, part, masks, index, alpha, gamma, use_reentrant=False, preserve_rng_state=False
+            )
+            for part, index in zip(logits.split(at_once), mask_index.split(at_once), strict=True)
+        ]
+        focal, dice = zip(*parts, strict=True)
+        return torch.cat(focal), torch.cat(dice)
 
 
 def _find_loss(
@@ -221,30 +251,6 @@ def _presence_loss(logits: Tensor, present: Tensor, cfg: FindLossConfig) -> Tens
     balance = cfg.presence_alpha * label + (1 - cfg.presence_alpha) * (1 - label)
     loss = F.binary_cross_entropy_with_logits(logits.float(), label, reduction="none")
     return (balance * loss).mean(dim=1)
-
-
-def _mask_losses(
-    logits: Tensor, masks: Tensor, mask_index: Tensor, alpha: float, gamma: float
-) -> tuple[Tensor, Tensor]:
-    """Focal loss (mean over pixels) and dice loss of each mask, [M] and [M], at the size of the targets.
-
-    Goes through the masks in parts and computes each part again in the backward pass, so that what is kept for it are
-    the small logits alone: at 1008 px the intermediate values take about 40 MB per mask.
-
-    Args:
-        logits: [M, h, w]
-        masks: [*, H, W] bool
-        mask_index: [M] int64, the row of `masks` that each of the logits is compared with
-    """
-    at_once = max(1, _PIXELS_AT_ONCE // (masks.shape[-2] * masks.shape[-1]))
-    parts = [
-        checkpoint(
-            _part_of_mask_losses, part, masks, index, alpha, gamma, use_reentrant=False, preserve_rng_state=False
-        )
-        for part, index in zip(logits.split(at_once), mask_index.split(at_once), strict=True)
-    ]
-    focal, dice = zip(*parts, strict=True)
-    return torch.cat(focal), torch.cat(dice)
 
 
 def _part_of_mask_losses(

@@ -117,7 +117,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         average=average,
         detector=detector,
         network=_average_gradients(detector, device),
-        criterion=SetPredictionLoss(config.loss),
+        criterion=SetPredictionLoss(config.loss, compiled=config.model.compile == "all"),
         optimizer=optimizer,
         meter=_meter(device, state["meters"] if state else []),
         total_steps=total_steps,

@@ -13,6 +13,7 @@ from transformers import Sam3Config, Sam3Model
 
 from medsam3.checkpoints.conversion import convert_meta_to_transformers
 from medsam3.data.batch import Targets
+from medsam3.model.decoders import of_images
 from medsam3.model.detector import BoxPrompts, DetectorOutput, TextDetector
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.load import load_sam3
@@ -121,7 +122,7 @@ def test_one_image_is_not_copied_for_its_queries(tiny, inputs):
     tiny.eval()
     with torch.no_grad():
         features = tiny.encode_images(pixels[1:])
-        assert features.of(torch.tensor([0, 0, 0])).levels[0].stride(0) == 0
+        assert of_images(features.token, torch.tensor([0, 0, 0])).stride(0) == 0
         alone = tiny(pixels[1:], torch.tensor([0, 0]), ids[1:], mask[1:])
         among = tiny(*inputs)
     assert largest_difference(alone.one_to_one.masks, among.one_to_one.masks[1:]) < 1e-5
