@@ -164,8 +164,8 @@ def match(
     ]
     device = targets.boxes.device
     return Matching(
-        _packed(pairs[:layers], counts, device),
-        _packed(pairs[layers:], counts, device) if second is not None else None,
+        packed(pairs[:layers], counts, device),
+        packed(pairs[layers:], counts, device) if second is not None else None,
         counts,
     )
 
@@ -180,7 +180,7 @@ def _copy_to_host(values: Tensor, targets: Targets) -> tuple[HostArray, list[int
     return host, counts.tolist()
 
 
-def _packed(pairs: list[list[Pairs]], counts: list[int], device: torch.device) -> Matches:
+def packed(pairs: list[list[Pairs]], counts: list[int], device: torch.device) -> Matches:
     """Matches of one half from the pairs of each layer and query."""
     starts = np.cumsum([0, *counts])
     columns = [
