@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,6 @@ _IN_BF16 |= {torch.bmm, Tensor.bmm, torch.mm, torch.addmm, torch.baddbmm}
 _IN_FP32: set[Any] = {F.layer_norm, F.group_norm, F.softmax, F.log_softmax, F.softplus, F.interpolate, torch.softmax}
 _IN_FP32 |= {Tensor.softmax, torch.pow, Tensor.pow, Tensor.__pow__, torch.exp, Tensor.exp, torch.log, Tensor.log}
 _IN_FP32 |= {torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, torch.log2, torch.rsqrt, torch.reciprocal}
-_FLOPS = cast("dict[Any, Any]", flop_registry)
 _BLOCK = 512  # bytes: the allocator rounds up to it
 _LISTED_AT_ONCE = 64  # tensors of a kernel over a list of them
 MATRIX_SHARE, TRAFFIC_SHARE = 0.6, 0.8  # of a card's figures that kernels reach
@@ -83,13 +82,13 @@ class Kernels(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not outputs and not function._schema.is_mutable:
             return result
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is not None:
             self.part = node.metadata.get("part", self.part)
         fresh = [self.hold(tensor) for tensor in outputs]
         works = any(fresh) or function._schema.is_mutable  # others are views
         if works and not function.__name__.startswith(("empty", "new_empty", "detach", "lift")):
-            formula = _FLOPS.get(function._overloadpacket)
+            formula = flop_registry.get(function._overloadpacket)
             flops = formula(*args, **(kwargs or {}), out_val=result) if formula else 0
             self.launch(flops, inputs, outputs)
         return result
