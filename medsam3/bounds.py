@@ -37,6 +37,8 @@ RANGES: dict[str, Range] = {
     "model.image_size": SIDE_PX,
     "image_size": SIDE_PX,
     "model.regularisation.*": BELOW_1,
+    "model.adapt.dropout": BELOW_1,
+    "model.adapt.*": POSITIVE,
     "data.split.train_fraction": INSIDE,
     "data.split.test_fraction": BELOW_1,
     "data.absent_concepts": NOT_NEGATIVE,

@@ -23,12 +23,23 @@ class RegularisationConfig:
 
 
 @dataclass
+class AdaptConfig:
+    """What of the model is trained."""
+
+    mode: str = MISSING  # full | decoder_only (the encoders stay) | lora (adapters in the encoders, the rest in full)
+    rank: int = MISSING  # of lora
+    alpha: int = MISSING  # the adapters count alpha / rank times
+    dropout: float = MISSING
+
+
+@dataclass
 class ModelConfig:
     checkpoint: str = MISSING  # hub id, folder, checkpoint file, or "tiny" (random weights)
     image_size: int = MISSING  # side of the square model input, px
-    activation_checkpointing: str = MISSING  # none | vision | all: what the backward pass computes anew
+    activation_checkpointing: str = MISSING  # none | vision | all: what backward computes anew; auto: by memory
     compile: str = MISSING  # auto | none | vision | all: what torch.compile fuses; auto: vision on a GPU
     one_to_many_queries: bool = MISSING  # run the auxiliary one-to-many branch in training
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     regularisation: RegularisationConfig = field(default_factory=RegularisationConfig)
 
 

@@ -5,6 +5,7 @@ python scripts/benchmark.py reading --dataset kvasir_seg --data-root DIR  some i
 python scripts/benchmark.py slices                                       cached slices of the MNI152 template
 python scripts/benchmark.py manifest                                     2 million rows: opening, memory of the workers
 python scripts/benchmark.py sampling                                     shares of data sets under data.weights
+python scripts/benchmark.py plan                                         memory and time of a step, without a GPU
 python scripts/benchmark.py step                                         optimizer steps of the full-size model
 python scripts/benchmark.py recipe --overrides data.root=DIR             what each lever of the recipe does (hours)
 """
@@ -23,11 +24,12 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from medsam3.benchmarks import evidence, parts, reading, recipe_page, scale, step
+from medsam3.benchmarks import evidence, parts, planning, reading, recipe_page, scale, step
 from medsam3.benchmarks.levers import VARIANTS
 from medsam3.command_line import explain
 from medsam3.messages import one_of
 from medsam3.registry.spec import DatasetSpec, load_specs
+from medsam3.training.plan import CARDS, TYPICAL_INSTANCES
 
 
 def main() -> None:
@@ -100,6 +102,14 @@ def parse_arguments() -> argparse.Namespace:
     recipe.add_argument("--image-size", type=int, default=112, help="px (%(default)s)")
     recipe.add_argument("--overrides", nargs="*", default=[], help="where the data lie: data.root=DIR")
     recipe.set_defaults(measure=recipe_tables)
+    plans = commands.add_parser("plan", help="memory and time of a step on a GPU, computed without one")
+    plans.add_argument("--model", choices=("sam3", "tiny"), default="sam3", help="(%(default)s: the released size)")
+    plans.add_argument("--card", choices=tuple(CARDS), default="h100", help="%(default)s")
+    plans.add_argument("--processes", type=int, default=4, help="of the run (%(default)s)")
+    plans.add_argument("--queries", type=int, metavar="N", help="per image (data.max_queries)")
+    plans.add_argument("--instances", type=int, metavar="N", help=f"per query ({TYPICAL_INSTANCES})")
+    plans.add_argument("overrides", nargs="*", help="of the training configuration, such as hardware=gpu_24gb")
+    plans.set_defaults(measure=plan_table)
     return parser.parse_args()
 
 
@@ -204,6 +214,20 @@ def recipe_tables(arguments: argparse.Namespace, folder: Path) -> str:
         setting = Setting(tuple(arguments.overrides), arguments.start, arguments.image_size)
         do(table, setting, arguments.start_steps, arguments.steps, arguments.variants, arguments.seeds)
     return recipe_page.write(arguments.page, table)
+
+
+def plan_table(arguments: argparse.Namespace, folder: Path) -> str:
+    plan = planning.planned(
+        arguments.model,
+        arguments.card,
+        arguments.overrides,
+        arguments.processes,
+        arguments.queries,
+        arguments.instances,
+    )
+    load, settings = plan.load, " ".join(arguments.overrides) or "configs/train.yaml"
+    title = f"{settings}: {load.images} x {load.queries} queries x {load.instances} instances, computed"
+    return markdown((title, "GiB", "launches", "TFLOP", f"ms on {arguments.card}"), planning.rows(plan, arguments.card))
 
 
 def machine() -> str:

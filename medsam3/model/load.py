@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from medsam3.checkpoints.account import video_model_class
 from medsam3.checkpoints.files import RECORD
-from medsam3.checkpoints.model_config import VIT_LAYER_NORM_EPS
+from medsam3.checkpoints.model_config import VIT_LAYER_NORM_EPS, read_config, sized
 from medsam3.checkpoints.weights import detector_model, load_video_model, open_checkpoint
 from medsam3.model.tiny import PATCH_PX, tiny_config, tiny_video_config
 from medsam3.model.tokenizer import ConceptTokenizer, clip_tokenizer, tokenizer_of
@@ -78,6 +78,13 @@ def load_sam3(checkpoint: str, image_size: int | None) -> LoadedModel:
         tokenizer = ConceptTokenizer(tokenizer_of(path))
     _as_meta(model)
     return LoadedModel(model, tokenizer, report, own_size)
+
+
+def shape_of_sam3(folder: Path, image_size: int) -> LoadedModel:
+    """The model of a folder with random weights, set as in `load_sam3`: the weights come later."""
+    model = Sam3Model(sized(read_config(folder), image_size))
+    _as_meta(model)
+    return LoadedModel(model, ConceptTokenizer(tokenizer_of(folder)), f"{folder}", image_size)
 
 
 def local_checkpoint(checkpoint: str) -> Path | None:

@@ -6,6 +6,7 @@ exchange of gradients. Seconds are a roofline, not a measurement: shares and rat
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from transformers import Sam3Config, Sam3Model
 
 from medsam3.config import TrainConfig
 from medsam3.data.batch import Batch, Targets
+from medsam3.model.adapt import adapt
 from medsam3.model.detector import DetectorOutput, TextDetector
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.tokenizer import TEXT_LENGTH
@@ -42,6 +44,13 @@ FUSED = {  # parts of which torch.compile makes one kernel between two matrix pr
     "all": frozenset(("vision", "encoder", "decoder", "mask_head", "loss")),
 }
 LAUNCH_S = 8e-6  # that the host takes to start a kernel
+
+
+TYPICAL_INSTANCES = 3  # per query, where a run is planned before it has seen its data
+REMEDIES = (
+    "lower trainer.images_per_process or data.max_queries, set model.activation_checkpointing=all or "
+    "model.adapt.mode=lora, or take the settings for a smaller card: hardware=gpu_24gb (see configs/hardware)"
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,33 @@ class Plan:
         return self.load.images / max(self.device_s, LAUNCH_S * self.launches)
 
 
+def load_of(config: TrainConfig) -> Load:
+    return Load(config.trainer.images_per_process, config.data.max_queries, TYPICAL_INSTANCES)
+
+
+def fitting(config: TrainConfig, model_config: Sam3Config, total_gib: float, processes: int) -> tuple[str, str]:
+    """What backward computes anew, `auto` settled by the memory of the GPU, and a line for the log.
+
+    Raises:
+        ValueError: what is planned takes all of the memory, before what is not in the plan; says what to change.
+    """
+    wanted = config.model.activation_checkpointing
+    for choice in ("none", "vision", "all") if wanted == "auto" else (wanted,):
+        model = dataclasses.replace(config.model, activation_checkpointing=choice)
+        plan = plan_step(
+            dataclasses.replace(config, model=model), model_config, load_of(config), CARDS["h100"], processes
+        )
+        if plan.gib + RESERVE_GIB <= total_gib:
+            break
+    largest = ", ".join(f"{part} {size:.1f}" for part, size in list(plan.memory_gib.items())[:4])
+    said = f"plans {plan.gib:.1f} GiB of {total_gib:.1f} ({largest}), activation_checkpointing {choice}"
+    if plan.gib > total_gib:
+        raise ValueError(f"this run does not fit the GPU: it {said}. {REMEDIES[0].upper()}{REMEDIES[1:]}")
+    if plan.gib + RESERVE_GIB > total_gib:
+        said += f"; close to the limit: {REMEDIES}"
+    return choice, said
+
+
 def plan_step(config: TrainConfig, model_config: Sam3Config, load: Load, card: Card, processes: int = 1) -> Plan:
     """Plan a step of the trainer on a GPU, after the first one (the optimizer's states are there).
 
@@ -90,9 +126,12 @@ def plan_step(config: TrainConfig, model_config: Sam3Config, load: Load, card: C
         model_config: of the checkpoint, see `checkpoints.model_config.sized`.
         processes: more than one: gradients have their place all the time.
     """
-    with FakeTensorMode():
+    with torch.device("meta"):  # peft cannot move fake tensors
         model = Sam3Model(model_config)
         freeze_unreached(model, config.loss.variant)
+        adapt(model, config.model.adapt)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
         detector = TextDetector(
             model,
             config.model.one_to_many_queries,

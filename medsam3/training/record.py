@@ -11,6 +11,7 @@ from medsam3.data.corpus import Corpus
 from medsam3.evaluation.honesty import TrainingRecord
 from medsam3.evaluation.metrics import METRICS, has_mean
 from medsam3.evaluation.scores import Score, mean_score
+from medsam3.model.adapt import merged
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
 from medsam3.registry.licences import Licence, publishing
@@ -57,7 +58,7 @@ def write_best(
         images=trained_images,
     )
     save_transformers_folder(
-        loaded.model,
+        merged(loaded.model),
         loaded.tokenizer.tokenizer,
         processor(loaded.tokenizer.tokenizer, config.model.image_size),
         folder,

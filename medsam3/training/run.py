@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
+from transformers import Sam3Config
 
 from medsam3 import distributed
 from medsam3.config import TrainConfig
@@ -26,9 +27,10 @@ from medsam3.data.dataset import QueryDataset
 from medsam3.data.prompts import PromptDraw
 from medsam3.data.sampler import ImageSampler
 from medsam3.evaluation.honesty import training_images
+from medsam3.model.adapt import adapt
 from medsam3.model.detector import TextDetector
 from medsam3.model.freeze import freeze_unreached
-from medsam3.model.load import LoadedModel, load_sam3, local_checkpoint
+from medsam3.model.load import LoadedModel, load_sam3, local_checkpoint, shape_of_sam3
 from medsam3.model.regularisation import regularise
 from medsam3.model.tokenizer import ConceptTokenizer
 from medsam3.training.average import averaged_weights, gigabytes
@@ -36,6 +38,7 @@ from medsam3.training.log import RunLog, write_run_facts
 from medsam3.training.losses import HEADS, SetPredictionLoss
 from medsam3.training.meter import StepMeter
 from medsam3.training.optim import build_optimizer
+from medsam3.training.plan import fitting
 from medsam3.training.resume import Progress, StateWriter, data_hashes, read_last, restore
 from medsam3.training.schedule import batch_factor, rates_of_run
 from medsam3.training.schedule import describe as describe_rates
@@ -78,15 +81,22 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     stored_config = dataclasses.asdict(config) | {"processes": processes} | data_hashes(corpus, config)
     state = read_last(folder / "last", stored_config)
     torch.manual_seed(config.seed)  # the weights of `tiny`
-    loaded = load_sam3(str(folder / "last") if state else config.model.checkpoint, config.model.image_size)
+    loaded = _loaded(config, folder / "last" if state else None)
+    planned = ""
+    if device.type == "cuda":
+        total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+        checkpointing, planned = fitting(config, cast(Sam3Config, loaded.model.config), total_gib, processes)
+    else:
+        checkpointing = config.model.activation_checkpointing.replace("auto", "none")
     freeze_unreached(loaded.model, config.loss.variant)
+    adapt(loaded.model, config.model.adapt)
     decay = config.trainer.average_decay
     average = None if decay is None else averaged_weights(loaded.model, decay, device)
     regularise(loaded.model, config.model.regularisation)
     detector = TextDetector(
         loaded.model,
         config.model.one_to_many_queries,
-        config.model.activation_checkpointing,
+        checkpointing,
         HEADS[config.loss.variant],
     ).to(device)
     detector.compile_parts(config.model.compile, device)
@@ -129,11 +139,18 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         if distributed.is_main()
         else {},
     )
-    _say(run, rates, state["config"]["processes"] if state else None)
+    _say(run, rates, planned, state["config"]["processes"] if state else None)
     return run
 
 
-def _say(run: Run, rates: str, processes_before: int | None) -> None:
+def _loaded(config: TrainConfig, last: Path | None) -> LoadedModel:
+    """The model that the run starts from; of `last` with adapters only the shape, as `restore` brings all weights."""
+    if last is None or config.model.adapt.mode != "lora":
+        return load_sam3(str(last or config.model.checkpoint), config.model.image_size)
+    return shape_of_sam3(last, config.model.image_size)
+
+
+def _say(run: Run, rates: str, planned: str, processes_before: int | None) -> None:
     """The first lines of a run: what it starts from, on what data, at which rates.
 
     Args:
@@ -145,6 +162,8 @@ def _say(run: Run, rates: str, processes_before: int | None) -> None:
     say(f"data     {run.corpus.describe()}")
     say(f"sampling {run.sampler.describe()}")
     say(rates)
+    if planned:
+        say(f"memory   {planned}")
     if run.average is not None:
         decay, room = config.trainer.average_decay, gigabytes(run.average)
         say(f"average  of the weights, decay {decay}: {room:.2g} GB more memory per process")

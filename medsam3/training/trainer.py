@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn, cast
 
+import torch
 from tqdm import tqdm
 from transformers import Sam3Model
 
@@ -34,6 +35,7 @@ from medsam3.files import folder_lock, needs_room, writable_folder
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
 from medsam3.prediction.image import ImagePredictor
+from medsam3.training.plan import REMEDIES
 from medsam3.training.record import write_best
 from medsam3.training.run import Run, set_up
 from medsam3.training.step import optimizer_step
@@ -67,6 +69,9 @@ def train(config: TrainConfig) -> float:
                 with run.stop.listening():
                     _run_epochs(run)
                     run.writer.wait()
+            except torch.OutOfMemoryError as error:
+                where = f"at step {run.progress.step + 1} ({str(error).splitlines()[0]})"
+                raise ValueError(f"the memory of the GPU is full {where}: {REMEDIES}") from error
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise

@@ -1,0 +1,57 @@
+"""Plans of training steps as tables: what `benchmark.py plan` prints, and `step` beside what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from transformers import Sam3Config
+
+from medsam3.checkpoints.model_config import sized
+from medsam3.checks import typed
+from medsam3.command_line import CONFIG_FOLDER
+from medsam3.config import TrainConfig, register_schemas
+from medsam3.model.tiny import tiny_config
+from medsam3.training.kernels import Work
+from medsam3.training.plan import CARDS, RESERVE_GIB, Load, Plan, load_of, plan_step
+
+LEAST_LAUNCHES, LEAST_GIB = 50, 0.05  # smaller parts have no row
+
+
+def planned(
+    model: str, card: str, overrides: Sequence[str], processes: int, queries: int | None, instances: int | None
+) -> Plan:
+    """The plan of a training configuration, as on the command line of scripts/train.py.
+
+    Args:
+        model: sam3 (the released size) | tiny.
+        queries: per image; None: data.max_queries.
+        instances: per query; None: typical ones.
+
+    Raises:
+        ValueError: a setting that does not fit.
+    """
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = typed(compose("train", [f"model={model}", *overrides]), TrainConfig)
+    size = config.model.image_size
+    load = load_of(config)
+    load = Load(load.images, queries or load.queries, instances or load.instances)
+    model_config = tiny_config(size) if model == "tiny" else sized(Sam3Config(), size)
+    return plan_step(config, model_config, load, CARDS[card], processes)
+
+
+def rows(plan: Plan, card: str) -> list[tuple[str, ...]]:
+    """What is planned: part, GiB at the fullest moment, launches, TFLOP, ms."""
+    lines: list[tuple[str, ...]] = []
+    for part in sorted({*plan.memory_gib, *plan.work}, key=lambda part: -plan.memory_gib.get(part, 0)):
+        work, gib = plan.work.get(part, Work()), plan.memory_gib.get(part, 0.0)
+        if work.launches >= LEAST_LAUNCHES or gib >= LEAST_GIB:
+            lines.append((part, f"{gib:.1f}", *_counts(work.launches, work.flops, work.seconds)))
+    fits = "fits" if plan.gib + RESERVE_GIB <= CARDS[card].gib else "does not fit"
+    every = ("**all**", f"**{plan.gib:.1f}**", *_counts(plan.launches, plan.flops, plan.device_s))
+    return [every, *lines, (f"images/s on {card}", f"**{plan.images_per_s:.1f}**", fits, "", "")]
+
+
+def _counts(launches: int, flops: float, seconds: float) -> tuple[str, str, str]:
+    return f"{launches:,}", f"{flops / 1e12:.1f}", f"{1e3 * seconds:.0f}"

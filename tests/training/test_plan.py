@@ -1,0 +1,104 @@
+"""The plan of a step: its counts against torch's own, against real tensors, and what it decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Sam3Model
+
+from medsam3.benchmarks import planning
+from medsam3.model.detector import TextDetector
+from medsam3.model.freeze import freeze_unreached
+from medsam3.model.tiny import tiny_config
+from medsam3.training import plan as plan_module
+from medsam3.training.kernels import Kernels, Work
+from medsam3.training.plan import CARDS, Load, Plan, fitting, plan_step
+
+CARD = CARDS["h100"]
+TINY = tiny_config(112)
+
+
+@pytest.fixture
+def config(configure):
+    return configure("model.image_size=112", "loss.variant=sam3", "data.max_queries=2")
+
+
+def planned(config, **load):
+    return plan_step(config, TINY, Load(**{"images": 1, "queries": 2, "instances": 1} | load), CARD)
+
+
+def test_memory_is_that_of_the_tensors_that_live():
+    kernels = Kernels(CARD)
+    with kernels:
+        first = torch.zeros(1024)  # 4096 bytes
+        second = first * 2
+        view = second.view(32, 32)
+        del first, second
+        assert sum(size for size, _ in kernels.held().values()) == 4096
+        del view
+        (torch.ones(256) + 1).sum()
+    assert kernels.held() == {}
+    assert sum(size for size, _ in kernels.held(kernels.fullest()).values()) == 8192
+    assert sum(work.launches for work in kernels.work.values()) == 5  # zeros, product, ones, sum, sum
+
+
+def test_products_are_those_that_torch_counts(config):
+    config.trainer.bf16 = False
+    model = Sam3Model(TINY)
+    detector = TextDetector(model, one_to_many=True).train()
+    inputs = plan_module._batch(Load(1, 2, 1), 112).inputs
+    with FlopCounterMode(display=False) as counter:
+        detector(*inputs)
+    forward = planned(config).flops
+    assert forward == pytest.approx(3 * counter.get_total_flops(), rel=0.1)  # backward: twice the forward pass
+
+
+def test_memory_is_accounted_for(config):
+    """What is fixed to the byte; images, and what is computed anew."""
+    model = Sam3Model(TINY)
+    weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+    freeze_unreached(model, "sam3")
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    one, four = planned(config), planned(config, images=4)
+    assert one.memory_gib["parameters"] * 2**30 == pytest.approx(weights, rel=0.01)
+    assert one.memory_gib["optimizer"] * 2**30 == pytest.approx(2 * trained, rel=0.05)
+    assert "average" not in one.memory_gib
+    config.model.activation_checkpointing = "all"
+    config.trainer.average_decay = 0.99
+    config.model.adapt.mode = "lora"
+    anew = planned(config, images=4)
+    assert anew.memory_gib["average"] == pytest.approx(anew.memory_gib["parameters"])
+    assert anew.memory_gib["optimizer"] < 0.5 * one.memory_gib["optimizer"]
+    parts = ("vision", "encoder", "decoder", "mask_head")
+    kept = [sum(plan.memory_gib.get(part, 0) for part in parts) for plan in (four, anew)]
+    assert four.gib > one.gib  # the fullest moment of a single image is the optimizer's
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_auto_takes_the_first_that_fits_and_what_cannot_fit_is_refused(config, monkeypatch):
+    sizes = {"none": 40.0, "vision": 20.0, "all": 10.0}
+
+    class Fixed:
+        def __init__(self, gib):
+            self.gib, self.memory_gib = gib, {"vision": gib}
+
+    monkeypatch.setattr(plan_module, "plan_step", lambda c, *_: Fixed(sizes[c.model.activation_checkpointing]))
+    config.model.activation_checkpointing = "auto"
+    assert fitting(config, TINY, 80, 1)[0] == "none"
+    assert fitting(config, TINY, 42, 1)[0] == "vision"
+    assert fitting(config, TINY, 14, 1)[0] == "all"
+    assert "close to the limit" in fitting(config, TINY, 11, 1)[1]
+    with pytest.raises(ValueError, match=r"does not fit the GPU: it plans 10\.0 GiB of 9\.0 .*hardware=gpu_24gb"):
+        fitting(config, TINY, 9, 1)
+    config.model.activation_checkpointing = "none"
+    with pytest.raises(ValueError, match=r"plans 40\.0 GiB"):
+        fitting(config, TINY, 30, 1)
+
+
+def test_the_table_of_a_plan():
+    plan = Plan(Load(4, 2, 1), {"vision": 70.0, "optimizer": 8.0}, {"vision": Work(1000, 2e12, 1e9, 0.1)})
+    rows = planning.rows(plan, "h100")
+    assert rows[0] == ("**all**", "**78.0**", "1,000", "2.0", "100")
+    assert [row[0] for row in rows[1:]] == ["vision", "optimizer", "images/s on h100"]
+    assert rows[-1][1:3] == ("**40.0**", "does not fit")  # 78 and the reserve are more than 79.6
