@@ -33,6 +33,18 @@ print(f"score {{scores[best]:.3f}}, {{int(mask.sum())}} px")
 """
 
 
+# Heads that a loss variant trains (losses.HEADS) -> what that means for the mask rules.
+MASKS_TRAINED = {
+    (): "no loss reaches any mask: neither the instance masks (`top1`, `union`) nor the semantic head (`semantic`)",
+    ("semantic",): "the loss trains the masks of the semantic head (`semantic`); none reaches the instance masks that "
+    "`top1` and `union` take",
+    (
+        "semantic",
+        "instances",
+    ): "the loss trains the instance masks (`top1`, `union`) and the semantic head (`semantic`)",
+}
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """A data set that the model was trained on."""
@@ -58,6 +70,8 @@ class ModelCard:
     step: int  # optimizer steps done
     epoch: int
     loss: str  # the variant of the loss
+    heads: tuple[str, ...]  # that it trains
+    rule: str  # the mask rule that chose this model
     validation: Mapping[str, str]  # likewise, the mean over data sets
     data: Sequence[TrainingData]
     code: str  # version or commit of this package
@@ -90,7 +104,8 @@ def _metadata(card: ModelCard) -> str:
 def _summary(card: ModelCard) -> str:
     measured = sum(bool(data.validation) for data in card.data)
     score = ", ".join(f"{heading} {value}" for heading, value in card.validation.items())
-    score = f"{score}: mean over {measured} data set{'s' * (measured != 1)}, chosen on these images" if score else ""
+    sets = f"mean over {measured} data set{'s' * (measured != 1)}"
+    score = f"{score}: {sets}, chosen on these images by mask rule `{card.rule}`" if score else ""
     return f"""
 # {card.name}
 
@@ -100,6 +115,7 @@ SAM3, fine-tuned on medical images with text prompts. A `Sam3Model` of transform
 |---|---|
 | started from | {_cell(card.started_from)} |
 | trained | {card.step} steps, to epoch {card.epoch}, loss `{card.loss}` |
+| masks | {MASKS_TRAINED[card.heads]} |
 | image size | {card.image_size} px, square, mean and standard deviation 0.5 |
 | validation | {score or "not measured"} |
 | code | {_cell(card.code)} |

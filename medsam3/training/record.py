@@ -15,6 +15,7 @@ from medsam3.model.adapt import merged
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
 from medsam3.registry.licences import Licence, publishing
+from medsam3.training.losses import HEADS
 from medsam3.versions import code_version
 
 
@@ -42,6 +43,8 @@ def write_best(
         step=step,
         epoch=epoch,
         loss=config.loss.variant,
+        heads=HEADS[config.loss.variant],
+        rule=config.prediction.rules[0],
         code=code_version(),
         validation=_shown(mean_score(scores)) if scores else {},
         data=[_training_data(corpus, name, scores.get(name)) for name in corpus.specs],

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Sam3Config
 
 from medsam3 import distributed
+from medsam3.checkpoints.model_card import MASKS_TRAINED
 from medsam3.config import TrainConfig
 from medsam3.data.augmentation import Augmentation
 from medsam3.data.batch import Batch, collate
@@ -167,6 +168,9 @@ def _say(run: Run, rates: str, planned: str, processes_before: int | None) -> No
     if run.average is not None:
         decay, room = config.trainer.average_decay, gigabytes(run.average)
         say(f"average  of the weights, decay {decay}: {room:.2g} GB more memory per process")
+    rule, *others = config.prediction.rules
+    beside = f", {' and '.join(others)} beside it" if others else ""
+    say(f"masks    {rule} chooses the best{beside}; {MASKS_TRAINED[HEADS[config.loss.variant]].replace('`', '')}")
     resumed = processes_before is not None
     start = f"resumes at step {progress.step}" if resumed else f"starts from {config.model.checkpoint}"
     say(f"run      {run.folder}: {start}, {run.total_steps} steps, {processes} process(es) on {run.device.type}")

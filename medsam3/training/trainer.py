@@ -206,9 +206,12 @@ def validate(run: Run) -> None:
         better = mean.values["dice"] > run.progress.best_dice
         shown = "  ".join(f"{METRICS[name].title} {value:.3f}" for name, value in mean.values.items())
         fired = ", ".join(f"{name.removesuffix('/fired')} {v:.2f}" for name, v in absent.items() if "fired" in name)
+        rules = f"{evaluation.rule}, {mean.queries} queries"
+        for rule, scores in [*evaluation.scores.items()][1:]:
+            rules += f"; {rule} {mean_score(scores).values['dice']:.3f}"
         run.log.line(
-            f"epoch {run.progress.epoch + 1:3d}  {title.replace('_', ' of the ')} {shown}  ({evaluation.rule}, "
-            f"{mean.queries} queries){f'  absent fired: {fired}' if fired else ''}{'  best so far' if better else ''}"
+            f"epoch {run.progress.epoch + 1:3d}  {title.replace('_', ' of the ')} {shown}  ({rules})"
+            f"{f'  absent fired: {fired}' if fired else ''}{'  best so far' if better else ''}"
         )
         if better:
             run.progress.best_dice = mean.values["dice"]

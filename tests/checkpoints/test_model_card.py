@@ -14,11 +14,12 @@ import yaml
 from PIL import Image
 from transformers import Sam3Model, Sam3Processor
 
-from medsam3.checkpoints.model_card import ModelCard, TrainingData, model_card
+from medsam3.checkpoints.model_card import MASKS_TRAINED, ModelCard, TrainingData, model_card
 from medsam3.checkpoints.weights import load_detector, save_transformers_folder
 from medsam3.model.load import processor
 from medsam3.model.tiny import tiny_config
 from medsam3.model.tokenizer import clip_tokenizer
+from medsam3.training.losses import HEADS
 
 SIZE_PX = 56
 RECORD = '{"image_size": 56}'
@@ -40,6 +41,8 @@ CARD = ModelCard(
     step=120,
     epoch=2,
     loss="sam3",
+    heads=("semantic", "instances"),
+    rule="union",
     validation={"Dice (%)": "70.0", "IoU (%)": "60.0"},
     data=[
         DRIVE,
@@ -68,7 +71,11 @@ def test_the_card_has_the_facts():
     text = model_card(CARD)
     for fact in ("facebook/sam3", "120 steps", "56 px", "DRIVE", "Kvasir-SEG", "ab" * 32, "17", "0123abc"):
         assert fact in text
-    assert "| validation | Dice (%) 70.0, IoU (%) 60.0: mean over 2 data sets, chosen on these images |" in text
+    assert "Dice (%) 70.0, IoU (%) 60.0: mean over 2 data sets, chosen on these images by mask rule `union` |" in text
+    assert "| masks | the loss trains the instance masks (`top1`, `union`) and the semantic head (`semantic`) |" in text
+    paper = model_card(replace(CARD, loss="paper", heads=HEADS["paper"], rule="top1"))
+    assert "none reaches the instance masks that `top1` and `union` take" in paper and "by mask rule `top1`" in paper
+    assert set(MASKS_TRAINED) == set(HEADS.values())  # each variant of the loss has its sentence
     assert "| 17 | 3 | 80.0 | 60.0 |" in text
     assert "- Kvasir-SEG: polyp, colon polyp" in text
     assert "input_boxes_labels" in text and "-10" in text and "SAM License" in text
