@@ -27,6 +27,8 @@ SETTINGS = [
     *(f"optim.lr.{part}=3.0e-3" for part in PARTS),
     "optim.schedule.warmup=5",
     "optim.clip_norm=1.0",
+    "data.absent_concepts=0",
+    "data.hard_negatives=0",
     "trainer.epochs=1000",
     f"trainer.max_steps={STEPS}",
 ]
