@@ -34,7 +34,7 @@ REFUSAL_WORDS = (
     "Absent concepts by kind: marked, the data set looked for it in this image and found none; hard, this kind of "
     "picture cannot show it, but others of its modality can, or it looks like what is there; easy, any other. Got a "
     f"mask: false positives at the thresholds of the mask rule. Score ≥ {SCORE_THRESHOLD}: false positives by the "
-    "score, whatever the rule keeps (top1 of the paper keeps every mask). Presence AUROC: the chance that a present "
+    "score, whatever the rule keeps (top1 of the paper keeps every mask). AUROC: the chance that a present "
     "concept scores above an absent one; 100 at best, 50 is a coin. IL_MCC: correlation of “it is there” with “the "
     f"score is {SCORE_THRESHOLD} or more”, 1 at best. No mean of masks holds hard or easy words."
 )
@@ -53,7 +53,7 @@ WORTH_WORDS = (
 )
 REFUSAL_HEAD = (
     "data set", "mask rule", "kind", "present", "absent", "groups", "got a mask (%)", f"score ≥ {SCORE_THRESHOLD} (%)",
-    "mean score (%)", "presence AUROC (%)", "IL_MCC",
+    "mean score (%)", "AUROC (%)", "IL_MCC",
 )  # fmt: skip
 SWAP_HEAD = ("data set", "asked for", "queries", "groups", "Dice as asked (%)", "Dice swapped (%)", "perfect model (%)")
 SPREAD_HEAD = (

@@ -15,6 +15,7 @@ from typing import Any
 
 from medsam3.evaluation import charts
 from medsam3.evaluation.beside import Mean, Pair, dice_of, key_of, read_pair
+from medsam3.evaluation.concept_f1 import SCORE_THRESHOLD
 from medsam3.evaluation.extremes import picture_section
 from medsam3.evaluation.metrics import METRICS, Metric, measure_distances, one_unit
 from medsam3.evaluation.obedience import BINS, achieved
@@ -70,7 +71,9 @@ def _top(results: Pair) -> str:
     numbers.append((f"{len(ours.of(rule)):,}", "queries: a concept asked of an image that holds it"))
     for kind, absent in ours.absent(rule).items():
         answered = 100 * sum(case.prediction_px > 0 for case in absent) / len(absent)
-        numbers.append((f"{answered:.1f}", f"% of {len(absent):,} absent concepts ({kind}) got a mask; 0 at best"))
+        fired = 100 * sum(case.score >= SCORE_THRESHOLD for case in absent) / len(absent)
+        words = f"% of {len(absent):,} absent concepts ({kind}) got a mask, {fired:.1f} % a score of {SCORE_THRESHOLD}"
+        numbers.append((f"{answered:.1f}", f"{words} or more; 0 at best"))
     cells = "".join(f"<div><b>{escape(number)}</b>{escape(words)}</div>" for number, words in numbers)
     warnings = list(results.warnings)
     if "box" in ours.question.get("prompt", ""):

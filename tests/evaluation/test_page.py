@@ -130,7 +130,7 @@ def test_what_is_not_there_is_counted_apart(tmp_path):
     row = found.row("ours", "papila", "union", "marked")
     assert row[4:] == ["3", "2", "2", "50.0", "50.0", "40.0", "83.3", "0.167"]
     assert found.row("papila", "union")[2] == "60.0"  # not in the mean
-    assert "50.0% of 2 absent concepts (marked) got a mask" in found.text
+    assert "50.0% of 2 absent concepts (marked) got a mask, 50.0 % a score of 0.5 or more" in found.text
 
 
 def test_foreign_words_stand_apart_and_beside_a_baseline_that_was_asked_the_same(tmp_path):
