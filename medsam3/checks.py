@@ -29,6 +29,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "instances": ("united", "apart"),
     "orientation": ("shown", "stored"),
     "evaluation.ask": ("present", "all"),
+    "predicted_instances": ("components", "labels"),
     "prompt": ("text", "box", "noisy_box", "text_box"),
     "volume.mode": ("detector", "tracker"),
     "volume.tracker_vision": ("auto", "original", "shared"),

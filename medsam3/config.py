@@ -320,6 +320,7 @@ class EvaluateConfig(RunConfig):
     split: Any = MISSING  # internal | external | train | val, or a list of data set names
     checkpoint: str = MISSING
     predictions: str | None = MISSING  # a folder of masks to score instead of a checkpoint, see mask_files.py
+    predicted_instances: str = MISSING  # of these masks: components | labels (the values of <concept>/<case>.png)
     prompt: str = MISSING  # text | box | noisy_box | text_box; boxes of the truth tell how much of a score they are
     box_noise: float = MISSING  # standard deviation of each edge of a noisy box, as a fraction of the box's side
     box_noise_max_px: float = MISSING  # no edge moves further

@@ -22,7 +22,7 @@ from medsam3.evaluation.statistics import PairedComparison, compare_paired, holm
 from medsam3.messages import listed, one_of
 
 # may differ, and are named; answers to other words change nothing in the rows that are compared
-COMPARED = ("checkpoint", "weights_sha256", "own_image_size", "code", "versions", "foreign", "synonyms")
+COMPARED = ("checkpoint", "weights_sha256", "own_image_size", "code", "versions", "foreign", "synonyms", "instances")
 MASKS = "masks"  # `prompt` and mask rule of masks that came as files: no model was asked
 Key = tuple[str, str, str]  # item, concept, group
 MODELS_OWN = ("image_size", "precision", "prediction", "prompt", "box_noise", "prompts", "seed")  # no matter for files

@@ -10,9 +10,10 @@ Shapes: G groups, n draws of them, T IoU thresholds.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,34 @@ class InstanceScores:
 
     own: InstanceScore
     concepts: dict[str, InstanceScore]  # those with a true instance
+    kind: str = ""  # what one true instance is, see DatasetSpec.instances
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> InstanceScores:
+        """As results.json has it."""
+        concepts = {name: InstanceScore(**own) for name, own in content["concepts"].items()}
+        return cls(own=InstanceScore(**content["own"]), concepts=concepts, kind=content["kind"])
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Those of its own that tell something: without an absent prompt IL_MCC and cgF1 are 0 whatever was found."""
+        empty = () if self.own.absent else ("cgf1", "il_mcc")
+        return {name: None if name in empty else value for name, value in self.own.values.items()}
+
+
+def average(scores: Mapping[str, InstanceScores]) -> dict[str, float | None]:
+    """Unweighted means over data sets; None where one of them has no such number."""
+    columns = {name: [own.values[name] for own in scores.values()] for name in TITLES}
+    told = {name: [value for value in column if value is not None] for name, column in columns.items()}
+    return {name: float(np.mean(values)) if len(values) == len(scores) else None for name, values in told.items()}
+
+
+def scalars(scores: Mapping[str, InstanceScores]) -> dict[str, float]:
+    """For the log of a run: measure -> mean over data sets, and data set/measure -> value; those that there are."""
+    values = dict(average(scores)) if scores else {}
+    for dataset, own in scores.items():
+        values |= {f"{dataset}/{name}": value for name, value in own.values.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class InstanceTallies:
@@ -64,13 +93,16 @@ class InstanceTallies:
     def add(self, record: InstanceRecord) -> None:
         self._sets.setdefault(record.dataset, _Set()).add(record)
 
-    def scores(self, draws: int | None = None) -> dict[str, InstanceScores]:
+    def scores(self, draws: int | None = None, kinds: Mapping[str, str] | None = None) -> dict[str, InstanceScores]:
         """Data set -> its scores; a data set without any true instance has none.
 
         Args:
             draws: of the intervals; None: no intervals.
+            kinds: data set -> what one true instance is.
         """
-        return {name: own.scores(draws) for name, own in self._sets.items() if own.whole.truths}
+        return {
+            name: own.scores(draws, (kinds or {}).get(name, "")) for name, own in self._sets.items() if own.whole.truths
+        }
 
 
 def instance_scores(records: Iterable[InstanceRecord], draws: int | None = None) -> dict[str, InstanceScores]:
@@ -182,7 +214,7 @@ class _Set:
         if record.exhaustive:
             self._pairs[group] = self._pairs.get(group, 0) + pair_table([record.pair])[0].astype(np.float64)
 
-    def scores(self, draws: int | None) -> InstanceScores:
+    def scores(self, draws: int | None, kind: str) -> InstanceScores:
         concepts = {name: own for name, own in self._concepts.items() if own.counts.truths}
         pairs = _table(self._pairs, len(IOU_THRESHOLDS) + 7, len(self._groups))
 
@@ -201,7 +233,7 @@ class _Set:
         for name, concept in concepts.items():
             of_concepts[name] = concept.counts.score(OF_CONCEPTS, found[start:], ends[start:])
             start += len(OF_CONCEPTS)
-        return InstanceScores(own=own, concepts=of_concepts)
+        return InstanceScores(own=own, concepts=of_concepts, kind=kind)
 
 
 def _mean_of_finite(values: Floats) -> Floats:

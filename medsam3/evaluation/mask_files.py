@@ -38,9 +38,11 @@ from medsam3.evaluation.volume_masks import (
     volume_of,
 )
 from medsam3.files import case_names, new_file, write_text
-from medsam3.layouts.instances import Mask
+from medsam3.layouts.instances import Instances, Mask
+from medsam3.layouts.packed_masks import pack_instances
 from medsam3.layouts.pixels import read_mask
 from medsam3.messages import listed, one_of
+from medsam3.prediction.detections import ScoredInstances
 from medsam3.prediction.image import Answer, Prediction
 
 LEGEND = "dataset.json"
@@ -159,16 +161,18 @@ class _Folder:
 class MaskFiles:
     """Answers that are read from files. There is no score: 1 where there is a mask, else 0."""
 
-    def __init__(self, folder: Path, corpus: Corpus, asked: Asked) -> None:
+    def __init__(self, folder: Path, corpus: Corpus, asked: Asked, instances: str | None = None) -> None:
         """
         Args:
             folder: of the only data set, or with a folder <data set> for each.
             asked: data set -> image -> concepts; what else the files hold does not count.
+            instances: what one instance is, components | labels (the values of a concept's file); None: not wanted.
 
         Raises:
             ValueError: folders, concepts or files that are missing; names those of all data sets.
         """
         self.corpus = corpus
+        self.instances = instances
         self.folders: dict[str, _Folder] = {}
         self.files: list[Path] = []
         self._volumes: dict[Path, NDArray[Any]] = {}  # those of the last slice, cut into pictures
@@ -184,6 +188,8 @@ class MaskFiles:
             missing = [str(path.relative_to(own)) for path in files if not path.is_file()]
             if missing:
                 problems.append(f"{own}: {len(missing)} of {len(files)} files are missing: {listed(missing, 20)}")
+            if instances == "labels" and found.values is not None:
+                problems.append(f"{own / LEGEND}: predicted_instances=labels needs <concept>/<case>{ENDING} instead")
             self.folders[name] = found
             self.files += files
         if problems:
@@ -201,10 +207,13 @@ class MaskFiles:
             (path,) = folder.files(rows.item, [concept])
             if path not in maps:
                 values = read_mask(path) if path.name.endswith(ENDING) else self._slice(path, rows)
-                maps[path] = _checked(path, values, size, folder.values)
+                maps[path] = _checked(path, values, size, folder.values, self.instances == "labels")
             mask: Mask = maps[path] > 0 if folder.values is None else np.isin(maps[path], folder.values[concept])
-            score = float(mask.any())
-            found.append(Prediction(concept, score, {MASKS: Answer(score, mask)}))
+            score, single = float(mask.any()), None
+            if self.instances is not None:
+                parts = Instances.labels(maps[path]) if self.instances == "labels" else Instances.components(mask)
+                single = ScoredInstances(np.ones(len(parts)), pack_instances(parts), shown_from=1, ranked=False)
+            found.append(Prediction(concept, score, {MASKS: Answer(score, mask)}, detections=single))
         return found
 
     def _slice(self, path: Path, rows: ImageRows) -> NDArray[Any]:
@@ -272,14 +281,14 @@ def _legend(folder: Path, folders: Mapping[str, str]) -> dict[str, tuple[int, ..
 
 
 def _checked(
-    path: Path, values: NDArray[Any], size: tuple[int, ...], legend: dict[str, tuple[int, ...]] | None
+    path: Path, values: NDArray[Any], size: tuple[int, ...], legend: dict[str, tuple[int, ...]] | None, numbered: bool
 ) -> NDArray[Any]:
     if values.ndim != 2:
         raise ValueError(f"{path}: is in colour; a mask has one channel")
     if values.shape != size:
         raise ValueError(f"{path}: has {values.shape[1]} x {values.shape[0]} px, its image {size[1]} x {size[0]}")
     there = set(np.unique(values).tolist()) - {0}
-    if legend is None and len(there) > 1:
+    if legend is None and len(there) > 1 and not numbered:
         raise ValueError(f"{path}: values {listed(sorted(there))} of one concept; several need a {LEGEND}")
     unknown = sorted(there - {v for found in legend.values() for v in found}) if legend is not None else []
     if unknown:

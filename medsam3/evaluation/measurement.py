@@ -15,13 +15,15 @@ from medsam3.evaluation.asking import check_concepts, check_foreign, queries
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.extremes import EXTREMES, extreme_images
 from medsam3.evaluation.findings import Evaluation, Journal
+from medsam3.evaluation.instance_scores import InstanceScores, InstanceTallies
+from medsam3.evaluation.instance_tables import instance_table, instances_csv
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.metrics import check_metrics
 from medsam3.evaluation.obedience import obedience
 from medsam3.evaluation.obedience_tables import obedience_markdown
 from medsam3.evaluation.page import write_report
 from medsam3.evaluation.question import Question, Rows, rows_asked
-from medsam3.evaluation.scores import dice_intervals
+from medsam3.evaluation.scores import DRAWS, dice_intervals
 from medsam3.evaluation.shown import show_in_wandb
 from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.stopwatch import Stopwatch
@@ -40,6 +42,7 @@ from medsam3.versions import code_version, package_versions
 
 MASK_FOLDER = "masks"
 SYNONYMS = "synonyms.csv"
+INSTANCES = "instances.csv"
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -87,7 +90,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 say(f"masks    {line}")
         if config.evaluation.overlays:  # once more, for their pictures: nobody knew before which they would be
             none = ForeignConfig(hard=0, easy=0, seed=0)
-            pictured = replace(config.evaluation, overlays=len(EXTREMES), foreign=none, synonyms=False)
+            pictured = replace(config.evaluation, overlays=len(EXTREMES), foreign=none, synonyms=False, instances=False)
             extremes = extreme_images(evaluation, asked)
             again = Journal(folder / "unfinished_pictures")
             evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured, again).overlays
@@ -98,6 +101,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             table = rule_tables(
                 evaluation.scores, titles, baseline.scores if baseline else None, dice_intervals(evaluation.results)
             )
+            single = _single(evaluation, corpus) if config.evaluation.instances else {}
+            if single:
+                table += f"\n{instance_table(single, titles, baseline.instances if baseline else {})}"
+                write_lines(folder / INSTANCES, instances_csv(evaluation.findings))
+            else:
+                (folder / INSTANCES).unlink(missing_ok=True)
             if chosen := source.chosen_on:
                 table += f"\nChosen on these rows: {listed(chosen)}. The checkpoint is the best on them of several; "
                 table += "data.split.test_fraction, in training, gives a part that only reports.\n"
@@ -105,7 +114,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
             words = obedience(evaluation.results, evaluation.reworded)
-            write_text(folder / "results.json", results_json(config.split, question, evaluation.scores, beside, words))
+            write_text(
+                folder / "results.json", results_json(config.split, question, evaluation.scores, beside, words, single)
+            )
             write_text(folder / "refusals.md", obedience_markdown(words))
             write_evaluation(folder, evaluation)
             write_table_3(folder, corpus, question, evaluation, baseline)
@@ -127,12 +138,34 @@ def question_of(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -
         foreign=config.evaluation.foreign,
         synonyms=config.evaluation.synonyms,
         metrics=config.evaluation.metrics,
+        instances=_instances(config),
         seed=config.seed,
         training_rows_allowed=config.allow_training_rows,
         code=code_version(),
         versions=package_versions(),
         rows=rows,
     )
+
+
+def _single(evaluation: Evaluation, corpus: Corpus) -> dict[str, InstanceScores]:
+    """With intervals; the same numbers as `evaluation.instances`."""
+    tallies = InstanceTallies()
+    for finding in evaluation.findings:
+        for record in finding.instances:
+            tallies.add(record)
+    kinds = {
+        name: ", ".join(dict.fromkeys(spec.instances_of(concept) for concept in spec.concept_names))
+        for name, spec in corpus.specs.items()
+    }
+    return tallies.scores(DRAWS, kinds)
+
+
+def _instances(config: EvaluateConfig) -> str | None:
+    if not config.evaluation.instances:
+        return None
+    if config.predictions is not None:
+        return f"{config.predicted_instances} of the files"
+    return f"predictions of a score of {config.evaluation.instance_score} or more"
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

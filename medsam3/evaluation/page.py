@@ -17,6 +17,7 @@ from medsam3.evaluation import charts
 from medsam3.evaluation.beside import Mean, Pair, dice_of, key_of, read_pair
 from medsam3.evaluation.concept_f1 import SCORE_THRESHOLD
 from medsam3.evaluation.extremes import picture_section
+from medsam3.evaluation.instance_tables import instance_section
 from medsam3.evaluation.metrics import METRICS, Metric, measure_distances, one_unit
 from medsam3.evaluation.obedience import BINS, achieved
 from medsam3.evaluation.obedience_tables import obedience_section
@@ -48,11 +49,17 @@ def write_report(folder: Path, baseline: Path | None = None) -> Path:
 def report(results: Pair) -> str:
     """The page."""
     parts = [_top(results), _overview(results), _means(results), picture_section(results), _curves(results)]
-    parts += [_classes(results), obedience_section(results), protocol_section(results)]
+    parts += [_classes(results), _instances(results), obedience_section(results), protocol_section(results)]
     note, data = _cases(results)
     fill = {"BODY": "\n".join(parts), "CASES": note, "DATA": data}
     template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     return re.sub("<!--(BODY|CASES|DATA)-->", lambda mark: fill[mark.group(1)], template)
+
+
+def _instances(results: Pair) -> str:
+    before = results.baseline.results.instances if results.baseline else {}
+    how = results.ours.question.get("instances") or ""
+    return instance_section(results.ours.results.instances, before, how)
 
 
 def _metric(name: str) -> Metric:

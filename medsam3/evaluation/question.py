@@ -46,6 +46,7 @@ class Question:
     foreign: ForeignConfig
     synonyms: bool
     metrics: list[str]
+    instances: str | None  # what counts as a single predicted one; None: they were not looked at
     precision: str | None  # float32 | bfloat16
     seed: int
     training_rows_allowed: bool

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from medsam3.evaluation.instance_scores import InstanceScores
 from medsam3.evaluation.metrics import METRICS
 from medsam3.messages import listed, one_of
 
@@ -46,6 +47,7 @@ class Results:
     rows: dict[str, dict[str, Rows]]  # rule -> data set
     baseline: str | None = None  # what it was shown beside: results.json, seen from the folder
     synonyms: Sequence[dict[str, Any]] = ()  # of results.json: see `Spread`
+    instances: Mapping[str, InstanceScores] = field(default_factory=dict)  # by data set, if they were looked at
 
 
 def read_results(path: str | Path) -> Results:
@@ -72,7 +74,8 @@ def read_results(path: str | Path) -> Results:
     rows = _read_rows(folder / "results.csv")
     _check_means(folder, rows, means)
     synonyms = content.get("obedience", {}).get("spreads", ())
-    return Results(folder, question, rows, content.get("baseline"), synonyms)
+    single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
+    return Results(folder, question, rows, content.get("baseline"), synonyms, single)
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:

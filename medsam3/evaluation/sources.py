@@ -93,7 +93,8 @@ def _files(config: EvaluateConfig, corpus: Corpus, asked: Mapping[str, list[Imag
         raise ValueError(
             f"predictions={folder}: lies in output_dir={config.output_dir}, whose masks are removed: give another name="
         )
-    answers = MaskFiles(folder, corpus, queries(corpus, asked, config.evaluation))
+    instances = config.predicted_instances if config.evaluation.instances else None
+    answers = MaskFiles(folder, corpus, queries(corpus, asked, config.evaluation), instances)
     digest = hashlib.sha256()
     for path in answers.files:
         digest.update(f"{path.relative_to(folder)} {file_hash(path)}\n".encode())

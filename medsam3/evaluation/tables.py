@@ -6,11 +6,12 @@ import csv
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medsam3.checks import differing_keys
+from medsam3.evaluation.instance_scores import InstanceScores
 from medsam3.evaluation.metrics import METRICS, NSD_TOLERANCE, has_mean, measure_distances
 from medsam3.evaluation.obedience import Obedience
 from medsam3.evaluation.question import Question
@@ -27,6 +28,7 @@ class Baseline:
     path: Path
     question: dict[str, Any]  # as its results.json has it
     scores: dict[str, dict[str, Score]]  # rule -> data set
+    instances: dict[str, InstanceScores] = field(default_factory=dict)  # by data set, if it has them
 
     def differences(self, question: Question) -> list[str]:
         """Lines "key: its value -> ours" of all that was asked differently.
@@ -74,7 +76,7 @@ AFTER_METRICS = ("ceiling", "truth_px", "prediction_px", "unit", "swapped", "swa
 def results_csv(results: Iterable[QueryResult]) -> Iterator[str]:
     """The lines of results.csv, one per query and mask rule: numbers that are not whole with six digits, `present` as 0
     or 1, None empty."""
-    writer = csv.writer(_Lines(), lineterminator="\n")
+    writer = csv.writer(Lines(), lineterminator="\n")
     columns: tuple[str, ...] = ()
     for result in results:
         if not columns:
@@ -84,7 +86,7 @@ def results_csv(results: Iterable[QueryResult]) -> Iterator[str]:
         yield writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in (values[name] for name in columns)])
 
 
-class _Lines:
+class Lines:
     """A file that hands back what is written to it."""
 
     def write(self, text: str) -> str:
@@ -97,6 +99,7 @@ def results_json(
     scores: dict[str, dict[str, Score]],
     baseline: str | None = None,
     obedience: Obedience | None = None,
+    instances: Mapping[str, InstanceScores] | None = None,
 ) -> str:
     """What was asked, and by each mask rule the scores per data set and their mean.
 
@@ -116,6 +119,7 @@ def results_json(
             for rule, found in scores.items()
         },
         "obedience": dataclasses.asdict(obedience) if obedience else {},
+        "instances": {name: dataclasses.asdict(own) for name, own in (instances or {}).items()},
     }
     return json.dumps(content, indent=2) + "\n"
 
@@ -134,7 +138,8 @@ def read_baseline(path: Path) -> Baseline:
             for name in scores[rule]:
                 if name not in content["question"]["rows"]:
                     raise KeyError(f"rows of {name}")
-        return Baseline(path, content["question"], scores)
+        single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
+        return Baseline(path, content["question"], scores, single)
     except FileNotFoundError as error:
         raise ValueError(f"baseline={path}: no such file; give the results.json of an earlier evaluation") from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:

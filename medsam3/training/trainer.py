@@ -28,6 +28,7 @@ from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.asking import check_foreign
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.findings import Evaluation, Journal
+from medsam3.evaluation.instance_scores import scalars
 from medsam3.evaluation.metrics import METRICS, check_metrics
 from medsam3.evaluation.obedience import refusal_means
 from medsam3.evaluation.scores import mean_score
@@ -200,6 +201,7 @@ def validate(run: Run) -> None:
             values |= {f"{title}/{name}/{metric}": value for metric, value in score.values.items()}
         for rule, scores in evaluation.scores.items():
             values |= {f"{title}/{rule}/{metric}": value for metric, value in mean_score(scores).values.items()}
+        values |= {f"{title}/instances/{name}": value for name, value in scalars(evaluation.instances).items()}
         values |= {f"{title}/absent/{name}": value for name, value in absent.items()}
         run.log.scalars(run.progress.step, values)
         run.log.pictures(run.progress.step, evaluation.overlays)

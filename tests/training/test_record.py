@@ -20,7 +20,8 @@ def test_the_licences_of_earlier_runs_bind_too(tmp_path, monkeypatch):
     settings = SimpleNamespace(
         name="second",
         model=SimpleNamespace(checkpoint="runs/first", image_size=56),
-        loss=SimpleNamespace(variant="sam3"), prediction=SimpleNamespace(rules=["top1"]),
+        loss=SimpleNamespace(variant="sam3"),
+        prediction=SimpleNamespace(rules=["top1"]),
     )
     record.write_best(tmp_path, loaded, corpus, settings, {}, 1, 1, {"btxrd": ["1"], "my_own": ["2"]})
     (card,) = written
