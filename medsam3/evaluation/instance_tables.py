@@ -14,7 +14,7 @@ from medsam3.evaluation.tables import Lines
 from medsam3.messages import listed, markdown_table
 
 CORRELATION = "il_mcc"  # from -1 to 1, not in percent
-NOT_ASKED = "not asked"
+NOT_ASKED = "0 (no absent)"
 COLUMNS = (
     *("dataset", "item", "group", "part", "concept", "truths", "predictions", "shown"),
     *("true_positives", "false_positives", "false_negatives", "f1", "pq"),

@@ -105,6 +105,7 @@ QUESTION = Question(
     ask="present",
     foreign=ForeignConfig(hard=0, easy=0, seed=0),
     synonyms=False,
+    instances=None,
     metrics=["dice", "iou"],
     precision="float32",
     seed=42,
