@@ -18,9 +18,11 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 Voxels = NDArray[Any]
 META_IMAGE = (".mha", ".mhd")
+TIFF = (".tif", ".tiff")
 NIFTI_UNITS_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}  # unknown: mm
 
 
@@ -54,6 +56,15 @@ def _itk_affine(image: sitk.Image) -> NDArray[np.floating]:
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine[:, [2, 1, 0, 3]]
+
+
+def tiff_pages(path: Path) -> int:
+    """How many pages a TIFF file has; 0: it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return int(getattr(file, "n_frames", 1))
+    except Exception:  # what the damage leads to; whoever reads it complains
+        return 0
 
 
 def load_tiff(path: Path) -> Volume:

@@ -7,11 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medsam3.config import PredictConfig
-from medsam3.layouts.volume_files import LOADERS
+from medsam3.layouts.volume_files import LOADERS, TIFF, tiff_pages
 from medsam3.messages import listed
 from medsam3.registry.schema import build
 
@@ -43,9 +44,11 @@ class Picture:
     output: Path  # folder of a command or job; holds coco.json
     folder: Path  # below `output`, of this picture alone
 
-    @property
+    @cached_property
     def is_volume(self) -> bool:
-        return self.path.is_dir() or self.path.name.lower().endswith((*VOLUMES, *DICOM))
+        name = self.path.name.lower()
+        stack = name.endswith(TIFF) and tiff_pages(self.path) > 1
+        return stack or self.path.is_dir() or name.endswith((*VOLUMES, *DICOM))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     if pages > 1 and kind != SEVERAL_VIEWS:
-        raise ValueError(f"{path}: holds {pages} pages; predict.py takes single pictures, so save each as a file")
+        raise ValueError(f"{path}: holds {pages} pages; a picture has one, so save each as a file")
     window = config.scan.window
     pixels = read_image(path, _range(window), None if window else _range(config.scan.percentiles))
     notes = ["alpha channel left out"] if alpha else []

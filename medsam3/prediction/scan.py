@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medsam3.config import ScanConfig
 from medsam3.layouts.pixels import Range, grey_to_rgb, to_8_bit
 from medsam3.layouts.volume_cache import AXES, cut
-from medsam3.layouts.volume_files import LOADERS, Volume, Voxels, load_volume
+from medsam3.layouts.volume_files import LOADERS, TIFF, Volume, Voxels, load_volume, tiff_pages
 from medsam3.messages import one_of
 from medsam3.prediction.dicom import open_series
 from medsam3.prediction.dicom_pixels import header_window, is_inverted, is_measured, read_voxels
@@ -98,6 +98,11 @@ def read_scan(path: Path, config: ScanConfig) -> Scan:
     else:
         series, header, why, notes = None, None, "no window in the header", []
         volume = load_volume(path)
+        if path.name.lower().endswith(TIFF) and len(volume.voxels) != tiff_pages(path):
+            raise ValueError(
+                f"{path}: holds {tiff_pages(path)} pages that are no stack of equal grey ones (a pyramid, previews, "
+                "colour?); save each as a file"
+            )
         if volume.affine is not None and not abs(np.linalg.det(volume.affine)) > 0:
             raise ValueError(f"{path}: its affine cannot be inverted: {volume.affine.tolist()}")
     axis = _axis(volume, config, series, path)

@@ -19,7 +19,7 @@ from medsam3.prediction.dicom_seg import write_dicom_seg
 from medsam3.prediction.outputs import BACKGROUND, file_name, json_text
 from medsam3.prediction.scan import Scan
 from medsam3.prediction.volume_predictor import VolumePredictor, drift_words
-from medsam3.prediction.writers import usual_ending, write_volume
+from medsam3.prediction.writers import SEG, usual_ending, write_volume
 from medsam3.registry.vocabulary import Vocabulary
 
 KINDS = ("index", "masks")  # of the outputs; the others are for pictures
@@ -61,14 +61,17 @@ def write_scan_results(
 ) -> None:
     """index.<ending> with legend.json, masks/<number>_<prompt>.<ending>; of DICOM one segmentation.dcm instead.
 
+    Of DICOM frames without a place in the patient: pages of TIFF files.
+
     Args:
         masks: [C, D, H, W].
     """
-    if scan.series is not None:
+    ending = usual_ending(scan)
+    if ending == SEG:
+        assert scan.series is not None
         stored = {prompt: scan.as_stored(mask) for prompt, mask in zip(prompts, masks, strict=True)}
         write_dicom_seg(folder / "segmentation.dcm", scan.series, stored, Vocabulary.load(), weights)
         return
-    ending = usual_ending(scan)
     if "index" in kinds:
         write_volume(folder / f"index{ending}", scan.as_stored(numbered(masks)), scan)
         write_text(folder / "legend.json", json_text(dict(enumerate([BACKGROUND, *prompts]))))

@@ -17,6 +17,7 @@ from medsam3.layouts.volume_files import Voxels
 from medsam3.prediction.scan import Scan
 
 NIFTI = (".nii", ".nii.gz")
+SEG = ".seg.dcm"
 
 
 def write_volume(path: Path, values: Voxels, scan: Scan) -> None:
@@ -116,8 +117,10 @@ PLAIN = (".tif", ".tiff")  # have no place for geometry
 
 def usual_ending(scan: Scan) -> str:
     """The ending of the results where none is asked for: of the same format, with geometry wherever there is any."""
-    if scan.series is not None:
-        return ".seg.dcm"
+    if scan.series is not None and (scan.series.planes is not None or len(scan) == 1):
+        return SEG
+    if scan.series is not None:  # frames without a place, which a SEG cannot refer to
+        return PLAIN[0]
     own = {".mhd": ".mha", ".nhdr": ".nrrd"}
     ending = next((ending for ending in (*WRITERS, *own) if scan.source.name.lower().endswith(ending)), "")
     return own.get(ending, ending) or (PLAIN[0] if scan.volume.affine is None else NIFTI[1])
