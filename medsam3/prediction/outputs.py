@@ -141,7 +141,7 @@ def write_overlay(result: PictureResult, folder: Path) -> None:
         top = height + 20 * row + 4
         draw.rectangle((4, top + 2, 14, top + 12), fill="white" if result.apart else _colour(number), outline="black")
         draw.text((22, top), text, fill="black", font=font)
-    canvas.save(folder / "overlay.png")
+    canvas.save(folder / "overlay.png", compress_level=1)  # two thirds of the time, 1.1 of the size
 
 
 def run_lengths(crop: Mask, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:

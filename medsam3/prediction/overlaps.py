@@ -29,8 +29,8 @@ class Overlaps:
         """Claim pixels for a number (0 or more): mask [H, W] bool, confidence [H, W], both of a window of the image."""
         highest, owner = self._highest[window], self._owner[window]
         won = mask & ((confidence > highest) | ((confidence == highest) & (owner > number)))
-        highest[won] = confidence[won]
-        owner[won] = number
+        highest.copy_(torch.where(won, confidence, highest))
+        owner.masked_fill_(won, number)
 
     def mask(self, number: int) -> Tensor:
         """[H, W] bool: what a number was left with."""

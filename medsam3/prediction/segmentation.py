@@ -6,7 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from medsam3.prediction.volume_outputs import BYTES_PER_VOXEL, KINDS, predict_sc
 from medsam3.prediction.volume_predictor import VolumePredictor
 
 AHEAD = 2  # pictures read while the model is busy
+BEHIND = 1  # pictures that are written meanwhile
 MOST_MASK_BYTES = 2**32  # all masks of a picture together, one byte per pixel
 FAILURES = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)  # of one picture
 
@@ -57,23 +58,58 @@ class _Read:
 
 
 def segment(pictures: Sequence[Picture], config: PredictConfig, volumes: VolumePredictor, run: Run) -> None:
-    """Answer for each picture; `run` tells what became of it."""
+    """Answer for each picture; `run` tells what became of it.
+
+    While the model works on one, a thread reads the next ones and another writes the one before.
+    """
     read = partial(_read, config=config, asked=run.asked)
-    for picture, get in tqdm(_ahead(pictures, read), total=len(pictures), unit="picture", leave=False, mininterval=2):
-        try:
-            found = get()
-            if found.before is None:
-                if isinstance(found.shown, Scan):
-                    _segment_scan(picture, found, config, volumes, run.asked)
-                else:
-                    _segment_picture(picture, found, config, volumes.predictor, run.asked)
-            entry = found.before or json.loads((picture.folder / RESULT).read_text(encoding="utf-8"))
-            keys = ("input", "sha256", "width", "height", "notes", "prompts")
-            place = {"folder": picture.folder.as_posix(), "resumed": found.before is not None}
-            run.pictures.append({key: entry[key] for key in keys} | place)
-        except FAILURES as error:
-            words = str(error) or type(error).__name__
-            run.failures.append({"input": picture.path.as_posix(), "error": words.removeprefix(f"{picture.path}: ")})
+    shown = tqdm(total=len(pictures), unit="picture", leave=False, mininterval=2)
+    written: deque[tuple[Picture, Future[dict[str, Any]]]] = deque()
+    with shown, ThreadPoolExecutor(1) as writer:
+        for picture, get in _ahead(pictures, read):
+            try:
+                found = get()
+                write = _segmented(picture, found, config, volumes, run.asked)
+                written.append((picture, writer.submit(_entry, picture, found, write)))
+            except FAILURES as error:
+                failed: Future[dict[str, Any]] = Future()
+                failed.set_exception(error)
+                written.append((picture, failed))
+            if len(written) > BEHIND:
+                _note(run, *written.popleft())
+            shown.update()
+        for picture, entry in written:
+            _note(run, picture, entry)
+
+
+def _segmented(
+    picture: Picture, found: _Read, config: PredictConfig, volumes: VolumePredictor, asked: dict[str, Any]
+) -> Callable[[], None] | None:
+    """Ask the model; returns what writes its answer. Volumes are written at once: memory holds one of them."""
+    if found.before is not None:
+        return None
+    if isinstance(found.shown, Scan):
+        _segment_scan(picture, found, config, volumes, asked)
+        return None
+    return _segment_picture(picture, found, config, volumes.predictor, asked)
+
+
+def _entry(picture: Picture, found: _Read, write: Callable[[], None] | None) -> dict[str, Any]:
+    """What the record of the run says of a picture, once its files are there."""
+    if write is not None:
+        write()
+    entry = found.before or json.loads((picture.folder / RESULT).read_text(encoding="utf-8"))
+    keys = ("input", "sha256", "width", "height", "notes", "prompts")
+    place = {"folder": picture.folder.as_posix(), "resumed": found.before is not None}
+    return {key: entry[key] for key in keys} | place
+
+
+def _note(run: Run, picture: Picture, entry: Future[dict[str, Any]]) -> None:
+    try:
+        run.pictures.append(entry.result())
+    except FAILURES as error:
+        words = str(error) or type(error).__name__
+        run.failures.append({"input": picture.path.as_posix(), "error": words.removeprefix(f"{picture.path}: ")})
 
 
 def _ahead(
@@ -121,14 +157,19 @@ def _refuse_too_many(prompts: Sequence[str], shape: tuple[int, ...], bytes_each:
 
 def _segment_picture(
     picture: Picture, read: _Read, config: PredictConfig, predictor: ImagePredictor, asked: dict[str, Any]
-) -> None:
+) -> Callable[[], None]:
     shown = read.shown
     assert isinstance(shown, Shown)
     height, width = shown.pixels.shape[:2]
     _refuse_too_many(picture.prompts, (height, width), 1)
     apart = config.instances == "apart"
     predictions = predictor.predict(shown.pixels, picture.prompts, exclusive_of(config, picture.prompts), apart=apart)
-    result = PictureResult(picture, shown, predictions, apart)
+    return partial(_write_picture, PictureResult(picture, shown, predictions, apart), read.sha256, config, asked)
+
+
+def _write_picture(result: PictureResult, sha256: str, config: PredictConfig, asked: dict[str, Any]) -> None:
+    shown = result.shown
+    height, width = shown.pixels.shape[:2]
     prompts = [
         {
             "prompt": prediction.concept,
@@ -136,16 +177,16 @@ def _segment_picture(
             "score": prediction.answer.score,
             "presence": prediction.presence,
             "area_px": int(prediction.answer.mask.sum()),
-            **({"instance_scores": [score for score, _ in prediction.instances]} if apart else {}),
+            **({"instance_scores": [score for score, _ in prediction.instances]} if result.apart else {}),
         }
-        for prediction in predictions
+        for prediction in result.predictions
     ]
     lie = {"exif_orientation": shown.exif_orientation, "masks_lie": f"as {config.orientation}"}
     content = {"width": width, "height": height, **lie, "notes": shown.notes, "prompts": prompts}
-    with new_folder(picture.folder) as folder:
+    with new_folder(result.picture.folder) as folder:
         for kind in config.outputs:
             OUTPUTS[kind](result, folder)
-        _write_result(folder, picture, read.sha256, content, asked)
+        _write_result(folder, result.picture, sha256, content, asked)
 
 
 def _segment_scan(
