@@ -90,12 +90,12 @@ def check(config: Any) -> None:
     tile = _lookup(config, "prediction.tile")
     if tile is not _ABSENT and tile is not None:
         _check_tiles(config, tile, rules)
-        lowest = min(0.5, config.prediction.union_threshold)  # of cgF1; of F1 and PQ
-        evaluation = _lookup(config, "evaluation")
-        if evaluation is not _ABSENT and evaluation.instances and evaluation.instance_score > lowest:
+    if isinstance(config, TrainConfig | EvaluateConfig) and config.evaluation.instances:
+        lowest, union = config.evaluation.instance_score, config.prediction.union_threshold
+        if lowest > min(0.5, union):
             raise ValueError(
-                f"evaluation.instance_score={evaluation.instance_score}: must be at most 0.5 (cgF1) and "
-                f"prediction.union_threshold={config.prediction.union_threshold} (F1, PQ)"
+                f"evaluation.instance_score={lowest}: must be at most 0.5 (cgF1) and prediction.union_threshold={union} "
+                "(F1, PQ)"
             )
     if not config.name.strip() or config.name.startswith("/") or {".", ".."} & set(config.name.split("/")):
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")

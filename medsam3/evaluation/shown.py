@@ -9,6 +9,7 @@ from pathlib import Path
 from medsam3.config import EvaluateConfig
 from medsam3.dashboard import start_wandb, wandb_mode
 from medsam3.evaluation.findings import Evaluation
+from medsam3.evaluation.instance_scores import scalars
 from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.scores import Score, mean_score
 
@@ -38,6 +39,7 @@ def show_in_wandb(config: EvaluateConfig, folder: Path, evaluation: Evaluation) 
         values = [_finite(score, metric) for metric in metrics]
         table.add_data(rule, name, *values, score.unit, score.queries, score.images)
         run.summary.update({f"{rule}/{name}/{metric}": value for metric, value in zip(metrics, values, strict=True)})
+    run.summary.update({f"instances/{name}": value for name, value in scalars(evaluation.instances).items()})
     pictures = {f"overlay/{name}": wandb.Image(picture) for name, picture in evaluation.overlays.items()}
     page = wandb.Html((folder / "report.html").read_text(encoding="utf-8"))
     run.log({"scores": table, "report": page, **pictures})

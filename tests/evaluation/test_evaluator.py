@@ -21,10 +21,23 @@ EVALUATE = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "evaluation.im
 
 @pytest.mark.slow
 def test_one_and_two_processes_give_the_same_files(data, tmp_path):
-    words = ["evaluation.foreign.hard=1", "evaluation.foreign.easy=1", "evaluation.synonyms=true"]
+    words = [
+        "evaluation.foreign.hard=1",
+        "evaluation.foreign.easy=1",
+        "evaluation.synonyms=true",
+        "evaluation.instances=true",
+    ]
     run_script("evaluate.py", *EVALUATE, *data, *words, "name=one", cwd=tmp_path)
     run_script("evaluate.py", *EVALUATE, *data, *words, "name=two", cwd=tmp_path, processes=2)
-    for file in ("results.csv", "synonyms.csv", "results.json", "table.md", "refusals.md", "prompts.md"):
+    for file in (
+        "results.csv",
+        "instances.csv",
+        "synonyms.csv",
+        "results.json",
+        "table.md",
+        "refusals.md",
+        "prompts.md",
+    ):
         assert (tmp_path / "runs/one" / file).read_bytes() == (tmp_path / "runs/two" / file).read_bytes()
     assert sorted(p.name for p in (tmp_path / "runs/one/overlays").iterdir()) == sorted(
         p.name for p in (tmp_path / "runs/two/overlays").iterdir()

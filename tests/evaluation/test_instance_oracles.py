@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from scipy import ndimage
 
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.answers import ModelAnswers
+from medsam3.evaluation.asking import queries
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.findings import Evaluation
 from medsam3.evaluation.instance_scores import InstanceScores
+from medsam3.evaluation.mask_files import MaskFiles
 from medsam3.layouts.packed_masks import pack_instances
 from medsam3.prediction.detections import ScoredInstances
 from medsam3.prediction.image import Answer, Prediction
@@ -49,6 +52,32 @@ def test_an_oracle_through_the_predictor_is_perfect_in_every_instance_measure(gl
     scores = check_perfect(evaluation, "small")
     assert (scores.own.truths, scores.own.predictions, scores.own.queries, scores.own.absent) == (4, 4, 3, 1)
     assert evaluation.scores["top1"]["small"].ceiling == pytest.approx((2 * 8 / (8 + 18) + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("instances", "f1", "pq"),
+    [("labels", 1.0, 1.0), ("components", 2 * 3 / (2 * 3 + 1), (8 / 14 + 1 + 1) / (3 + 1 / 2))],
+)
+def test_files_have_numbered_instances_or_their_components_and_no_ap(glands, tmp_path, instances, f1, pq):
+    """As components the touching glands are one, of 14 px, of which 8 are the larger one's."""
+    labels = tmp_path / "found/gland"
+    shutil.copytree(tmp_path / "data/small/masks", labels)
+    if instances == "components":
+        for path in labels.glob("*.png"):
+            save_picture(path, (np.asarray(Image.open(path)) > 0).astype(np.uint8))
+    asked = asked_images(glands, {"small": "all"}, SINGLE)
+    files = MaskFiles(labels.parent, glands, queries(glands, asked, SINGLE), instances)
+    own = run_evaluation(files, glands, asked, SINGLE).instances["small"].own
+    assert (own.values["f1"], own.values["pq"]) == pytest.approx((f1, pq)) and own.values["ap"] is None
+    assert own.values["il_mcc"] == pytest.approx(1, abs=1e-5) and own.values["cgf1"] > 0.3
+
+
+def test_numbered_instances_need_a_folder_per_concept(glands, tmp_path):
+    found = shutil.copytree(tmp_path / "data/small/masks", tmp_path / "found")
+    (found / "dataset.json").write_text('{"labels": {"background": 0, "gland": 1}}')
+    asked = asked_images(glands, {"small": "all"}, SINGLE)
+    with pytest.raises(ValueError, match=r"dataset.json: predicted_instances=labels needs <concept>/<case>.png"):
+        MaskFiles(found, glands, queries(glands, asked, SINGLE), "labels")
 
 
 def check_perfect(evaluation: Evaluation, name: str) -> InstanceScores:
