@@ -94,8 +94,8 @@ def check(config: Any) -> None:
         lowest, union = config.evaluation.instance_score, config.prediction.union_threshold
         if lowest > min(0.5, union):
             raise ValueError(
-                f"evaluation.instance_score={lowest}: must be at most 0.5 (cgF1) and prediction.union_threshold={union} "
-                "(F1, PQ)"
+                f"evaluation.instance_score={lowest}: must be at most 0.5 (cgF1) and "
+                f"prediction.union_threshold={union} (F1, PQ)"
             )
     if not config.name.strip() or config.name.startswith("/") or {".", ".."} & set(config.name.split("/")):
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
