@@ -21,6 +21,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "export": (None, "nnunet"),
     "loss.variant": ("paper", "sam3", "box_only"),
     "model.activation_checkpointing": ("auto", "none", "vision", "all"),
+    "trainer.exchange": ("float32", "bfloat16"),
     "model.adapt.mode": ("full", "decoder_only", "lora"),
     "model.compile": ("auto", "none", "vision", "all"),
     "data.max_targets": ("keep", "drop", "crop"),

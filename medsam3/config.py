@@ -276,6 +276,7 @@ class TrainerConfig:
     images_per_process: int = MISSING
     accumulation_steps: int = MISSING
     bf16: bool = MISSING  # autocast on GPUs; no effect on CPU
+    exchange: str = MISSING  # float32 | bfloat16: of gradients between processes
     max_steps: int | None = MISSING  # stop after so many optimizer steps
     max_skipped_steps: int = MISSING  # steps in a row without a finite loss and gradient before the run stops
     log_every_steps: int = MISSING

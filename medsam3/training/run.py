@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 import yaml
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -127,7 +128,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         loaded=loaded,
         average=average,
         detector=detector,
-        network=_average_gradients(detector, device),
+        network=_average_gradients(detector, device, config.trainer.exchange),
         criterion=SetPredictionLoss(config.loss, compiled=config.model.compile == "all"),
         optimizer=optimizer,
         meter=_meter(device, state["meters"] if state else []),
@@ -201,11 +202,14 @@ def _meter(device: torch.device, states: list[dict[str, Any]]) -> StepMeter:
     return meter
 
 
-def _average_gradients(detector: TextDetector, device: torch.device) -> nn.Module:
+def _average_gradients(detector: TextDetector, device: torch.device, exchange: str) -> nn.Module:
     if not distributed.active():
         return detector
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(detector, device_ids=device_ids, gradient_as_bucket_view=True)
+    network = DistributedDataParallel(detector, device_ids=device_ids, gradient_as_bucket_view=True)
+    if exchange == "bfloat16":
+        network.register_comm_hook(None, bf16_compress_hook)
+    return network
 
 
 def _training_data(config: TrainConfig, corpus: Corpus) -> tuple[QueryDataset, ImageSampler]:
