@@ -8,6 +8,8 @@ python scripts/benchmark.py sampling                                     shares 
 python scripts/benchmark.py plan                                         memory and time of a step, without a GPU
 python scripts/benchmark.py step                                         optimizer steps of the full-size model
 python scripts/benchmark.py recipe --overrides data.root=DIR             what each lever of the recipe does (hours)
+python scripts/benchmark.py evaluate --dataset drive kvasir_seg           where the time of an evaluation goes
+python scripts/benchmark.py queries                                      memory of an evaluation of a million queries
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.errors import HydraException
@@ -30,6 +33,8 @@ from medsam3.command_line import explain
 from medsam3.messages import one_of
 from medsam3.registry.spec import DatasetSpec, load_specs
 from medsam3.training.plan import CARDS, TYPICAL_INSTANCES
+
+EVALUATION_PARTS = ("reading", "encoder", "decoder", "rules", "metrics", "outlines", "writing", "rest")
 
 
 def main() -> None:
@@ -110,7 +115,22 @@ def parse_arguments() -> argparse.Namespace:
     plans.add_argument("--instances", type=int, metavar="N", help=f"per query ({TYPICAL_INSTANCES})")
     plans.add_argument("overrides", nargs="*", help="of the training configuration, such as hardware=gpu_24gb")
     plans.set_defaults(measure=plan_table)
+    add_evaluation(commands)
     return parser.parse_args()
+
+
+def add_evaluation(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="time per image of an evaluation with the tiny model, by part")
+    evaluate.add_argument("--dataset", metavar="NAME", nargs="+", required=True)
+    evaluate.add_argument("--data-root", type=Path, default=Path("data"), help="data.root (%(default)s)")
+    evaluate.add_argument("--images", type=int, default=28, help="of each data set (%(default)s)")
+    evaluate.add_argument("--image-size", type=int, default=224, help="px (%(default)s)")
+    evaluate.add_argument("--workers", type=int, default=1, help="evaluation.workers (%(default)s)")
+    evaluate.set_defaults(measure=evaluate_table)
+
+    queries = commands.add_parser("queries", help="rows made up, kept, sorted, summed up and written: peak memory")
+    queries.add_argument("--queries", type=int, nargs="+", default=[100_000, 1_000_000], help="(%(default)s)")
+    queries.set_defaults(measure=queries_table)
 
 
 def reading_table(arguments: argparse.Namespace, folder: Path) -> str:
@@ -228,6 +248,39 @@ def plan_table(arguments: argparse.Namespace, folder: Path) -> str:
     load, settings = plan.load, " ".join(arguments.overrides) or "configs/train.yaml"
     title = f"{settings}: {load.images} x {load.queries} queries x {load.instances} instances, computed"
     return markdown((title, "GiB", "launches", "TFLOP", f"ms on {arguments.card}"), planning.rows(plan, arguments.card))
+
+
+def evaluate_table(arguments: argparse.Namespace, folder: Path) -> str:
+    from medsam3.benchmarks.evaluation import time_per_image  # brings transformers with it, so only here
+
+    rows = []
+    for name in arguments.dataset:
+        spec = load_specs(name)[name]
+        corpus = parts.small_corpus(spec, arguments.data_root, folder / name, arguments.images, None)
+        for metrics in (["dice", "iou"], ["dice", "iou", "nsd", "hd95"]):
+            journal = folder / name / str(len(metrics))
+            found = time_per_image(corpus, metrics, arguments.workers, arguments.image_size, journal)
+            cells = [f"{found.get(part, 0.0):.1f}" for part in EVALUATION_PARTS]
+            rows.append((f"{spec.title}, {', '.join(metrics)}", *cells, f"**{found['total']:.1f}**"))
+    return markdown(("ms per image", *EVALUATION_PARTS, "total"), rows)
+
+
+def queries_table(arguments: argparse.Namespace, folder: Path) -> str:
+    from medsam3.benchmarks.evaluation import query_costs
+
+    found = [query_costs(count, folder / str(count)) for count in arguments.queries]
+    rows = [
+        (
+            f"{costs.queries:,}",
+            f"{costs.images:,}",
+            f"{costs.seconds:.0f} s",
+            f"{costs.journal_mb:.0f} MB",
+            f"{costs.before_mb:.0f} MB",
+            f"**{costs.peak_mb - costs.before_mb:.0f} MB**",
+        )
+        for costs in found
+    ]
+    return markdown(("queries", "images", "time", "journal on disk", "memory before", "added at its peak"), rows)
 
 
 def machine() -> str:

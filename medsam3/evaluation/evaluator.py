@@ -6,8 +6,9 @@ so that the result does not depend on their number.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -120,14 +121,21 @@ def run_evaluation(
                 journal.add(number, finding)
                 if (finding.dataset, finding.item) in pictured:
                     overlays |= draw(finding)
+    drawn = distributed.gather_objects(overlays)
+    evaluation = collected(journal, images, list(asked))
+    evaluation.overlays |= dict(sorted(pair for pictures in drawn for pair in pictures.items()))
+    return evaluation
+
+
+def collected(journal: Journal, images: Sequence[ImageRows], datasets: Sequence[str]) -> Evaluation:
+    """The findings of all ranks, sorted by data set and image, whoever made them."""
     journal.sync()
-    gathered = distributed.gather_objects(overlays)
-    places = {name: place for place, name in enumerate(asked)}
+    distributed.barrier()
+    places = {name: place for place, name in enumerate(datasets)}
     order = sorted(range(len(images)), key=lambda number: (places[images[number].dataset], images[number].item))
-    findings = journal.findings(order)
+    findings = journal.findings(array("q", order))
     scores, prompt_dice, instances = distributed.from_main(lambda: summary(findings))
-    pictures = {name: picture for drawn in gathered for name, picture in drawn.items()}
-    return Evaluation(findings, scores, prompt_dice, dict(sorted(pictures.items())), instances)
+    return Evaluation(findings, scores, prompt_dice, {}, instances)
 
 
 Drawing = Callable[[Finding], dict[str, Image.Image]]

@@ -5,7 +5,6 @@ A million rows stay on disk: they are read one by one, in an order that does not
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -138,7 +137,7 @@ class Journal:
 
     def add(self, number: int, finding: Finding) -> None:
         """Keep what was found in an image; an earlier finding of the same image is replaced."""
-        self._file.write(f"{number} {json.dumps(dataclasses.asdict(finding))}\n")
+        self._file.write(f"{number} {json.dumps(finding, default=vars)}\n")
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_S:
             self.sync()

@@ -11,6 +11,9 @@ class Stopwatch:
     """Time of one process by what it was spent on."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
         self.images = 0
         self._seconds: dict[str, float] = {}
         self._begin = time.perf_counter()

@@ -62,3 +62,18 @@ def test_a_step_of_the_tiny_model(tmp_path):
     assert "tiny, 56 px, on cpu, device=cpu" in done.stdout
     assert re.search(r"images per second \| \*\*[\d.]+\*\*", done.stdout)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_time_of_an_evaluation_goes(tmp_path, shared_realdata):
+    some = [f"--data-root={shared_realdata}", "--images=2", "--image-size=56", "--workers=0"]
+    done = run_script("benchmark.py", "evaluate", "--dataset", "drive", *some, cwd=tmp_path)
+    assert "| ms per image | reading | encoder | decoder | rules | metrics |" in done.stdout
+    for metrics in ("dice, iou", "dice, iou, nsd, hd95"):
+        (row,) = re.findall(rf"\| DRIVE, {metrics} \|(.*)\|", done.stdout)
+        *shares, total = (float(cell.strip("* ")) for cell in row.split("|"))
+        assert min(shares[:5]) > 0 and sum(shares) == pytest.approx(total, abs=0.5)
+
+
+def test_an_evaluation_of_many_queries(tmp_path):
+    done = run_script("benchmark.py", "queries", "--queries", "400", cwd=tmp_path)
+    assert re.search(r"\| 400 \| 200 \| \d+ s \| 0 MB \| \d+ MB \| \*\*\d+ MB\*\* \|", done.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medsam3.evaluation.findings import Evaluation
+from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.measurement import write_evaluation
 from tests.scripts import run_script
 
@@ -20,32 +21,36 @@ EVALUATE = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "evaluation.im
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_give_the_same_files(data, tmp_path):
-    words = [
-        "evaluation.foreign.hard=1",
-        "evaluation.foreign.easy=1",
-        "evaluation.synonyms=true",
-        "evaluation.instances=true",
-    ]
-    run_script("evaluate.py", *EVALUATE, *data, *words, "name=one", cwd=tmp_path)
-    run_script("evaluate.py", *EVALUATE, *data, *words, "name=two", cwd=tmp_path, processes=2)
-    for file in (
-        "results.csv",
-        "instances.csv",
-        "synonyms.csv",
-        "results.json",
-        "table.md",
-        "refusals.md",
-        "prompts.md",
-    ):
-        assert (tmp_path / "runs/one" / file).read_bytes() == (tmp_path / "runs/two" / file).read_bytes()
-    assert sorted(p.name for p in (tmp_path / "runs/one/overlays").iterdir()) == sorted(
-        p.name for p in (tmp_path / "runs/two/overlays").iterdir()
-    )
+def test_two_processes_go_on_where_one_was_killed_and_give_the_same_files(data, tmp_path, monkeypatch):
+    asked = [*EVALUATE, *data, "evaluation=recommended", "evaluation.metrics=[dice,nsd,hd95]", "evaluation.workers=1"]
+    asked += ["evaluation.foreign.hard=1", "evaluation.foreign.easy=1"]
+    asked += ["evaluation.synonyms=true", "evaluation.instances=true"]
+    journal, discard = tmp_path / "runs/two/unfinished", Journal.discard
+
+    def kept(self: Journal) -> None:
+        if self.folder.name == journal.name:
+            shutil.copytree(self.folder, journal)
+        discard(self)
+
+    monkeypatch.setattr(Journal, "discard", kept)
+    run_script("evaluate.py", *asked, "name=one", cwd=tmp_path)
+    (file,) = journal.iterdir()
+    question, *lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6
+    file.write_bytes(question + lines[0] + lines[1] + lines[2][:40])
+    done = run_script("evaluate.py", *asked, "name=two", cwd=tmp_path, processes=2)
+    assert "resumes  2 images are done already" in done.stdout
+    one, two = tmp_path / "runs/one", tmp_path / "runs/two"
+    tables = ("results.csv", "instances.csv", "synonyms.csv")
+    for name in (*tables, "results.json", "table.md", "prompts.md", "refusals.md"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert sorted(p.name for p in (one / "overlays").iterdir()) == sorted(p.name for p in (two / "overlays").iterdir())
+    assert not list(two.glob("unfinished*"))
 
 
 def test_results_json_is_the_mean_of_results_csv_and_every_query_has_a_row(data, tmp_path):
-    run_script("evaluate.py", *EVALUATE, *data, "name=run", cwd=tmp_path)
+    done = run_script("evaluate.py", *EVALUATE, *data, "name=run", cwd=tmp_path)
+    assert re.search(r"time     [\d.]+ ms per image: reading [\d.]+, model [\d.]+, metrics [\d.]+", done.stdout)
     with (tmp_path / "runs/run/results.csv").open() as file:
         rows = list(csv.DictReader(file))
     result = json.loads((tmp_path / "runs/run/results.json").read_text())
