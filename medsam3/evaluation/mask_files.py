@@ -211,10 +211,17 @@ class MaskFiles:
             mask: Mask = maps[path] > 0 if folder.values is None else np.isin(maps[path], folder.values[concept])
             score, single = float(mask.any()), None
             if self.instances is not None:
-                parts = Instances.labels(maps[path]) if self.instances == "labels" else Instances.components(mask)
+                parts = self._parts(rows.dataset, concept, mask, maps[path])
                 single = ScoredInstances(np.ones(len(parts)), pack_instances(parts), shown_from=1, ranked=False)
             found.append(Prediction(concept, score, {MASKS: Answer(score, mask)}, detections=single))
         return found
+
+    def _parts(self, dataset: str, concept: str, mask: Mask, values: NDArray[Any]) -> Instances:
+        """Single instances; of a concept that is one instance in any case, the whole; components as the truth's are."""
+        spec = self.corpus.specs[dataset]
+        if spec.instances_of(concept) == "whole":
+            return Instances.whole(mask)
+        return Instances.labels(values) if self.instances == "labels" else Instances.components(mask, spec.min_area_px)
 
     def _slice(self, path: Path, rows: ImageRows) -> NDArray[Any]:
         reader = self.corpus.readers[rows.dataset]

@@ -68,7 +68,15 @@ def test_the_log_of_a_run_gets_what_there_is():
 
 
 def test_the_files_of_an_evaluation(data, tmp_path):
-    run_script("evaluate.py", *EVALUATE, *data, "evaluation.instances=true", "name=run", cwd=tmp_path)
+    run_script(
+        "evaluate.py",
+        *EVALUATE,
+        *data,
+        "evaluation.instances=true",
+        "evaluation.save_masks=true",
+        "name=run",
+        cwd=tmp_path,
+    )
     folder = tmp_path / "runs/run"
     with (folder / "instances.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -79,6 +87,11 @@ def test_the_files_of_an_evaluation(data, tmp_path):
     assert content["question"]["instances"] == "predictions of a score of 0.05 or more"
     assert "Single instances, whatever the mask rule." in (folder / "table.md").read_text()
     assert "<h2>Single instances</h2>" in (folder / "report.html").read_text()
+    again = ["predictions=runs/run/masks/truth", "evaluation.instances=true", "name=files"]
+    run_script("evaluate.py", *EVALUATE, *data, *again, cwd=tmp_path)
+    content = json.loads((tmp_path / "runs/files/results.json").read_text())
+    own = InstanceScores.from_json(content["instances"]["mni152"]).own
+    assert own.values["f1"] == own.values["pq"] == 1.0 and own.values["ap"] is None  # whole, though in many parts
     run_script("evaluate.py", *EVALUATE, *data, "name=run", cwd=tmp_path)
     assert not (folder / "instances.csv").exists() and "Single" not in (folder / "table.md").read_text()
 
