@@ -124,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         journal.discard()
         if distributed.is_main():
             say(f"report   {write_report(folder)}")
-            show_in_wandb(config, folder, evaluation)
+            show_in_wandb(config, folder, evaluation, words)
         return evaluation
 
 

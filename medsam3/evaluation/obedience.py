@@ -117,6 +117,23 @@ def obedience(results: Iterable[QueryResult], reworded: Iterable[QueryResult]) -
     return found
 
 
+def word_scalars(found: Obedience) -> dict[str, float]:
+    """Named numbers of all tables but the single words, as fractions; what has no value is left out."""
+    values: dict[str, float] = {}
+    for row in found.refusals:
+        means = {"answered": row.answered, "fired": row.fired, "score": row.score, "auroc": row.auroc}
+        place = f"{row.rule}/{row.dataset}/absent/{row.kind}"
+        values |= {f"{place}/{name}": mean.mean for name, mean in means.items() if mean}
+    for swap in found.swaps:
+        values[f"swapped/{swap.dataset}/{swap.among}"] = swap.swapped.mean
+    for spread in found.spreads:
+        place = f"{spread.rule}/{spread.dataset}/synonyms/{spread.concept}"
+        values |= {f"{place}/lowest": spread.by_phrase[spread.worst], f"{place}/deviation": spread.deviation}
+    for worth in found.worths:
+        values |= {} if worth.ece is None else {f"{worth.rule}/{worth.dataset}/ece": worth.ece}
+    return values
+
+
 def refusals(results: Iterable[QueryResult]) -> list[Refusal]:
     """By mask rule, data set and kind, as far as any was asked."""
     found = []

@@ -11,13 +11,15 @@ from medsam3.dashboard import start_wandb, wandb_mode
 from medsam3.evaluation.findings import Evaluation
 from medsam3.evaluation.instance_scores import scalars
 from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.obedience import Obedience, word_scalars
 from medsam3.evaluation.scores import Score, mean_score
 
 MEAN = "mean over data sets"
 
 
-def show_in_wandb(config: EvaluateConfig, folder: Path, evaluation: Evaluation) -> None:
-    """Means as scalars (<rule>/<data set>/<metric>) and as a table, overlays, and report.html; nothing if it is off.
+def show_in_wandb(config: EvaluateConfig, folder: Path, evaluation: Evaluation, words: Obedience) -> None:
+    """Means as scalars (<rule>/<data set>/<metric>) and as a table, those of `word_scalars` and of instances,
+    overlays, and report.html; nothing if it is off.
 
     Args:
         folder: of the evaluation, where report.html lies and W&B keeps its own files.
@@ -40,6 +42,7 @@ def show_in_wandb(config: EvaluateConfig, folder: Path, evaluation: Evaluation) 
         table.add_data(rule, name, *values, score.unit, score.queries, score.images)
         run.summary.update({f"{rule}/{name}/{metric}": value for metric, value in zip(metrics, values, strict=True)})
     run.summary.update({f"instances/{name}": value for name, value in scalars(evaluation.instances).items()})
+    run.summary.update(word_scalars(words))
     pictures = {f"overlay/{name}": wandb.Image(picture) for name, picture in evaluation.overlays.items()}
     page = wandb.Html((folder / "report.html").read_text(encoding="utf-8"))
     run.log({"scores": table, "report": page, **pictures})

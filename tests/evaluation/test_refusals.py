@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam3.evaluation.obedience import obedience, refusal_means, refusals, spreads, swaps, worths
+from medsam3.evaluation.obedience import obedience, refusal_means, refusals, spreads, swaps, word_scalars, worths
 from medsam3.evaluation.refusals import auroc_interval, mean_by_coverage, presence_auroc, rate_interval, reliability
 from medsam3.evaluation.scores import QueryResult
 from tests.evaluation.test_page import case
@@ -134,8 +134,8 @@ def test_the_spread_over_words_is_of_their_means() -> None:
 
 def test_the_worth_of_a_score_leaves_foreign_words_out() -> None:
     rows = [case(str(i), dice, score=score) for i, (dice, score) in enumerate([(1.0, 0.9), (0.6, 0.5), (0.2, 0.4)])]
-    rows += [absent("marked", 0.8), absent("hard", 1.0)]
-    (found,) = worths(rows)
+    silent = case("4", 1.0, kind="marked", score=0.8, truth_px=0, prediction_px=0)  # a Dice of 1 is no object found
+    (found,) = worths([*rows, silent, absent("hard", 1.0)])
     # IoU is Dice / 2: |.9 - .5|, |.5 - .3|, |.4 - .1|, and .8 where nothing is there
     assert found.answers == 4 and found.ece == pytest.approx((0.4 + 0.2 + 0.3 + 0.8) / 4)
     assert found.dice_by_coverage == {"0.5": pytest.approx(0.8), "0.8": pytest.approx(0.6), "1": pytest.approx(0.6)}
@@ -149,3 +149,13 @@ def test_an_evaluation_that_is_read_row_by_row_is_told_in_full() -> None:
     found = obedience(iter(rows), iter(reworded))
     assert [(row.dataset, row.kind, row.present) for row in found.refusals] == [("papila", "hard", 1), ("z", "easy", 1)]
     assert (len(found.swaps), len(found.spreads), len(found.worths)) == (1, 1, 2)
+    assert word_scalars(found) == {
+        "union/papila/absent/hard/answered": 1.0, "union/papila/absent/hard/fired": 1.0,
+        "union/papila/absent/hard/score": 0.7, "union/papila/absent/hard/auroc": 1.0,
+        "union/z/absent/easy/answered": 1.0, "union/z/absent/easy/fired": 1.0,
+        "union/z/absent/easy/score": 0.7, "union/z/absent/easy/auroc": 1.0,
+        "swapped/papila/absent": pytest.approx(0.1),
+        "union/papila/synonyms/optic cup/lowest": pytest.approx(0.2),
+        "union/papila/synonyms/optic cup/deviation": pytest.approx(0.2121320),
+        "union/papila/ece": 0.5, "union/z/ece": 0.5,
+    }  # fmt: skip
