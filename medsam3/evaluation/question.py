@@ -25,6 +25,7 @@ class Rows:
     images_sha256: str  # over the ids and the concepts asked of each
     foreign_sha256: str  # likewise of the words of evaluation.foreign
     not_asked: int  # further images of the part: without a concept to ask for, or beyond evaluation.images
+    beyond: int  # those of them that are beyond evaluation.images
     excluded: int  # items that were left out when the set was prepared
     prompts: dict[str, str]  # concept -> the words that asked for it
 
@@ -69,9 +70,10 @@ def rows_asked(
     """
     asked = {}
     for name, part in parts.items():
-        concepts = {rows.item: concepts_asked(rows, corpus.specs[name], config) for rows in images[name]}
+        spec, found = corpus.specs[name], corpus.images(name, part)
+        concepts = {rows.item: concepts_asked(rows, spec, config) for rows in images[name]}
         foreign = [[rows.item, *sorted(foreign_words(corpus, rows, config))] for rows in images[name]]
-        named = sorted({concept for found in concepts.values() for concept in found})
+        named = sorted({concept for own in concepts.values() for concept in own})
         asked[name] = Rows(
             part=part,
             split_by=corpus.split_by,
@@ -80,7 +82,8 @@ def rows_asked(
             images_sha256=_hash([[item, *sorted(found)] for item, found in concepts.items()]),
             foreign_sha256=_hash(foreign),
             prompts={concept: corpus.prompt(name, concept) for concept in named},
-            not_asked=len(corpus.images(name, part)) - len(images[name]),
+            not_asked=len(found) - len(images[name]),
+            beyond=sum(bool(concepts_asked(rows, spec, config)) for rows in found) - len(images[name]),
             excluded=excluded_items(corpus.split_file(name)),
         )
     return asked

@@ -6,7 +6,7 @@ What was asked differently from the paper is marked.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from medsam3.evaluation.scores import Score, mean_score
 from medsam3.evaluation.tables import Baseline
 from medsam3.files import write_text
 from medsam3.messages import markdown_table
+from medsam3.registry.scenes import shipped_scenes
 from medsam3.registry.spec import DatasetSpec
 from medsam3.registry.vocabulary import MANIFESTS
 
@@ -53,7 +54,8 @@ def write_table_3(
     if not scores or not METRICS.keys() <= set(question.metrics):
         return
     notes = {name: question_differs(question, name, corpus.specs[name]) for name in scores}
-    rows = _rows(scores, baseline.scores[evaluation.rule] if baseline else None, published, notes, corpus)
+    old = baseline.scores[evaluation.rule] if baseline else None
+    rows = _rows(scores, old, published, notes, corpus, with_ceiling=evaluation.rule == "top1")
     legend = [f"{corpus.specs[name].title}: {'; '.join(found)}" for name, found in notes.items() if found]
     head, marked = rows[0], "* asked differently from the paper, so not to be put beside its figures."
     text = f"Mask rule **{evaluation.rule}**, in percent.\n\n{markdown_table(head, rows[1:])}"
@@ -69,6 +71,10 @@ def write_table_3(
 def question_differs(question: Question, name: str, spec: DatasetSpec) -> list[str]:
     """In what a question differs from the paper's, as far as the paper tells it."""
     rows, found = question.rows[name], []
+    if question.prompt != "text":
+        found.append(f"prompt={question.prompt}, not text")
+    elif words := [f"{text!r} for {paper!r}" for text, paper in _other_words(rows.prompts, name)]:
+        found.append(f"other words: {', '.join(words)} (data.prompts=paper)")
     if spec.paper_concepts is not None and question.concepts != "paper":
         found.append(f"the paper asks for {' and '.join(spec.paper_concepts)} alone (evaluation.concepts=paper)")
     elif isinstance(question.concepts, list) and set(spec.concept_names) - set(question.concepts):
@@ -79,11 +85,26 @@ def question_differs(question: Question, name: str, spec: DatasetSpec) -> list[s
         found.append(f"score threshold {question.prediction.score_threshold}; the paper names none, its code has 0.1")
     if question.ask != "present":
         found.append("concepts that are not in the image take part in resolving overlaps")
+    if not question.prediction.resolve_overlaps:
+        found.append("overlaps are not resolved")
+    if question.training_rows_allowed:
+        found.append("rows that the model was trained on were not refused")
+    if rows.beyond:
+        found.append(f"{rows.beyond} images fewer (evaluation.images)")
     if rows.part not in ("val", "external"):
         found.append(f"part {rows.part}")
     if rows.part != "external" and rows.split_by != "image":
         found.append(f"split by {rows.split_by}")
     return found
+
+
+def _other_words(prompts: dict[str, str], name: str) -> Iterator[tuple[str, str]]:
+    """The words of a question and the authors', where they differ in more than capitals."""
+    vocabulary = shipped_scenes().vocabulary
+    for concept, text in prompts.items():
+        paper = vocabulary.prompt(concept, name, "paper") if concept in vocabulary.concepts else concept
+        if text.lower() != paper.lower():
+            yield text, paper
 
 
 def _rows(
@@ -92,6 +113,7 @@ def _rows(
     published: dict[str, Published],
     notes: dict[str, list[str]],
     corpus: Corpus,
+    with_ceiling: bool,
 ) -> list[list[str]]:
     """The table with its head; without a baseline, its columns and the difference are left empty."""
     head = ["Dataset"]
@@ -103,14 +125,14 @@ def _rows(
             f"{title} SAM3 (paper)",
             f"{title} Medical SAM3 (paper)",
         ]
-    lines = [head]
+    lines = [head + ["ceiling Dice"] * with_ceiling]
     columns = {name: (score, baseline[name] if baseline else None, [published[name]]) for name, score in scores.items()}
     if len(scores) > 1:
         old = mean_score({name: baseline[name] for name in scores}) if baseline else None
         columns["Avg."] = (mean_score(scores), old, [published[name] for name in scores])
     for name, (score, old, paper) in columns.items():
-        title = corpus.specs[name].title + ("*" if notes[name] else "") if name in notes else name
-        cells = [title]
+        title, differs = (corpus.specs[name].title, notes[name]) if name in notes else (name, any(notes.values()))
+        cells = [title + "*" * bool(differs)]
         for place, metric in enumerate(METRICS):
             new = 100 * score.values[metric]
             before = None if old is None else 100 * old.values[metric]
@@ -120,7 +142,7 @@ def _rows(
                 f"{sum(figures) / len(paper):.1f}"
                 for figures in ([row.sam3[place] for row in paper], [row.medical_sam3[place] for row in paper])
             ]
-        lines.append(cells)
+        lines.append(cells + [f"{100 * score.ceiling:.1f}"] * with_ceiling)
     return lines
 
 

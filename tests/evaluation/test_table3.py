@@ -51,19 +51,36 @@ def test_rule_threshold_part_and_split_count_too():
     assert "mask rule union" in question_differs(dataclasses.replace(question, prediction=union), "drive", spec)[0]
 
 
+def test_boxes_fewer_images_other_words_and_rows_of_training_count_too():
+    specs = load_specs(["drive", "segthy"])
+    asked = dataclasses.replace(ROWS, beyond=3, prompts={"thyroid gland": "thyroid gland"})
+    question = dataclasses.replace(QUESTION, rows={"drive": ROWS, "segthy": asked}, concepts="paper")
+    assert question_differs(question, "segthy", specs["segthy"]) == [
+        "other words: 'thyroid gland' for 'thyroid nodule' (data.prompts=paper)",
+        "3 images fewer (evaluation.images)",
+    ]
+    overlapping = dataclasses.replace(QUESTION.prediction, resolve_overlaps=False)
+    wrong = dataclasses.replace(question, prompt="box", training_rows_allowed=True, prediction=overlapping)
+    assert question_differs(wrong, "drive", specs["drive"]) == [
+        "prompt=box, not text",
+        "overlaps are not resolved",
+        "rows that the model was trained on were not refused",
+    ]
+
+
 def test_the_files(tmp_path):
     scores = {name: score_of({"dice": 0.5, "iou": 0.4}) for name in (*NAMES, "mni152")}
     old = {name: score_of({"dice": 0.2, "iou": 0.1}) for name in scores}
-    evaluation = Evaluation(results=[], scores={"top1": scores}, prompt_dice={}, overlays={})
+    evaluation = Evaluation(findings=[], scores={"top1": scores}, prompt_dice={}, overlays={})
     corpus = SimpleNamespace(specs=load_specs([*NAMES, "mni152"]))
     write_table_3(tmp_path, corpus, QUESTIONS, evaluation, SimpleNamespace(scores={"top1": old}))
     markdown = (tmp_path / "table3.md").read_text()
-    assert "| DRIVE | 20.0 | 50.0 | +30.0 | 24.8 | 55.8 | 10.0 | 40.0 | +30.0 | 14.2 | 39.2 |" in markdown
+    assert "| DRIVE | 20.0 | 50.0 | +30.0 | 24.8 | 55.8 | 10.0 | 40.0 | +30.0 | 14.2 | 39.2 | 80.0 |" in markdown
     assert "| m2caiSeg* | 20.0 | 50.0 | +30.0 | 67.7 | 88.1 |" in markdown and "- m2caiSeg: the paper asks" in markdown
-    assert "| Avg. | 20.0 | 50.0 | +30.0 | 46.2 | 71.9 |" in markdown and "MNI" not in markdown
+    assert "| Avg.* | 20.0 | 50.0 | +30.0 | 46.2 | 71.9 |" in markdown and "MNI" not in markdown
     assert "DRIVE,20.0,50.0,+30.0,24.8,55.8" in (tmp_path / "table3.csv").read_text()
     tex = (tmp_path / "table3.tex").read_text()
     assert r"DRIVE & 20.0 & 50.0 & +30.0 & 24.8" in tex and r"Dice $\Delta$" in tex and tex.count(r"\\") == 4
-    without = Evaluation(results=[], scores={"top1": {"mni152": scores["mni152"]}}, prompt_dice={}, overlays={})
+    without = Evaluation(findings=[], scores={"top1": {"mni152": scores["mni152"]}}, prompt_dice={}, overlays={})
     write_table_3(tmp_path, corpus, QUESTIONS, without, None)
     assert not list(tmp_path.iterdir())

@@ -80,6 +80,7 @@ ROWS = Rows(
     images_sha256="bb",
     foreign_sha256="dd",
     not_asked=0,
+    beyond=0,
     excluded=0,
     prompts={"optic cup": "optic cup"},
 )
