@@ -6,6 +6,7 @@ so that the result does not depend on their number.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -211,7 +212,8 @@ def _pictures(
             result = shown[prediction.concept]
             name = f"{result.dataset}_{result.item}_{result.concept}.png".replace("/", "_").replace(" ", "_")
             values = (f"{METRICS[name].named(result.unit)} {value:.3f}" for name, value in result.values.items())
-            caption = "   ".join([result.prompt, f"score {result.score:.2f}", *values])
+            score = [f"score {result.score:.2f}"] if math.isfinite(result.score) else []
+            caption = "   ".join([result.prompt, *score, *values])
             mask = prediction.answer.mask
             pictures[name] = overlay(image, truths[result.concept].mask, mask, caption)
     return pictures

@@ -106,7 +106,8 @@ def _panels(results: Pair, word: str, case: QueryResult, file: str | None) -> st
         file: name of its overlay picture; None: another query's has the same name, so nobody knows whose it is.
     """
     old = f"; of the baseline {dice_of(results.before[key_of(case)]):.3f}" if results.baseline else ""
-    caption = f"Dice {dice_of(case):.3f}{old}; score {case.score:.2f}; target {case.truth_px:,} px"
+    score = f"; score {case.score:.2f}" if math.isfinite(case.score) else ""
+    caption = f"Dice {dice_of(case):.3f}{old}{score}; target {case.truth_px:,} px"
     panels: dict[str, Image.Image] = {}
     if file and (found := overlay_panels(results.ours.folder / "overlays" / file)):
         before = overlay_panels(results.baseline.folder / "overlays" / file) if results.baseline else None

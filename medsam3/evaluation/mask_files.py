@@ -16,6 +16,7 @@ files of slices are read too. nnU-Net's and MONAI's evaluators read both.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ class _Folder:
 
 
 class MaskFiles:
-    """Answers that are read from files. There is no score: 1 where there is a mask, else 0."""
+    """Answers that are read from files. They have no score: NaN, so that no number is made of it."""
 
     def __init__(self, folder: Path, corpus: Corpus, asked: Asked, instances: str | None = None) -> None:
         """
@@ -209,11 +210,11 @@ class MaskFiles:
                 values = read_mask(path) if path.name.endswith(ENDING) else self._slice(path, rows)
                 maps[path] = _checked(path, values, size, folder.values, self.instances == "labels")
             mask: Mask = maps[path] > 0 if folder.values is None else np.isin(maps[path], folder.values[concept])
-            score, single = float(mask.any()), None
+            single = None
             if self.instances is not None:
                 parts = self._parts(rows.dataset, concept, mask, maps[path])
                 single = ScoredInstances(np.ones(len(parts)), pack_instances(parts), shown_from=1, ranked=False)
-            found.append(Prediction(concept, score, {MASKS: Answer(score, mask)}, detections=single))
+            found.append(Prediction(concept, math.nan, {MASKS: Answer(math.nan, mask)}, detections=single))
         return found
 
     def _parts(self, dataset: str, concept: str, mask: Mask, values: NDArray[Any]) -> Instances:

@@ -30,8 +30,8 @@ class QueryResult:
     prompt: str
     rule: str
     kind: str  # present; or absent: marked (by the data set), hard, easy (words of evaluation.foreign)
-    score: float
-    presence: float  # the model's, 0..1
+    score: float  # NaN: masks that came as files have none
+    presence: float  # the model's, 0..1; NaN likewise
     values: dict[str, float]  # by the names of METRICS
     ceiling: float  # Dice of the largest true instance alone: what a perfect instance model can reach by top1
     truth_px: int

@@ -30,7 +30,7 @@ from medsam3.prediction.tiles import ask_tiles, windows
 class Answer:
     """What one rule makes of the model's answer."""
 
-    score: float  # 0..1
+    score: float  # 0..1; NaN: a mask that came without
     pixels: Mask | Tensor  # [H, W] bool, where it was made: a mask on the GPU is copied only for who wants to see it
 
     @cached_property
@@ -48,7 +48,7 @@ class Prediction:
     """What the model answers to one concept."""
 
     concept: str
-    presence: float  # 0..1: is the concept in the image?
+    presence: float  # 0..1: is the concept in the image? NaN as in `Answer`
     answers: dict[str, Answer]  # by rule, in the order of `prediction.rules`
     instances: tuple[tuple[float, Instances], ...] = ()  # score and mask of each, those of the first rule, if asked for
     detections: ScoredInstances | None = None  # whatever the rules, if asked for

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -14,11 +15,15 @@ from PIL import Image
 
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.asking import queries
+from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.mask_files import MASKS, MaskFiles, MaskWriter
+from medsam3.evaluation.obedience import obedience
 from medsam3.prediction.image import Answer, Prediction
 from medsam3.preparation.export import export_nnunet
 from medsam3.preparation.prepare import prepare
 from tests.conftest import prepare_config
+from tests.evaluation.test_rules_on_oracles import ALL
 from tests.scripts import run_script
 
 LEFT, RIGHT = "left square", "right square"
@@ -69,7 +74,7 @@ def test_what_is_written_is_read_back(corpus, tmp_path, resolved, files):
     for rows in images:
         for concept, own in answer(found, corpus, rows).items():
             expected = next(p for p in predictions(corpus, rows) if p.concept == concept).answers["top1"].mask
-            assert np.array_equal(own.mask, expected) and own.score == expected.any()
+            assert np.array_equal(own.mask, expected) and math.isnan(own.score)
 
 
 def dice_by_hand(prediction: Path, label: Path, value: int) -> float:
@@ -136,6 +141,17 @@ def test_the_export_itself_scores_100_also_as_regions(corpus, small_set, make_sp
     (exported / "labelsTr/dataset.json").write_text(json.dumps(legend))
     own = answer(read(corpus, exported / "labelsTr", images), corpus, images[1])
     assert own[LEFT].mask.sum() == sum(mask.sum() for mask in truth(corpus, images[1]).values())
+
+
+def test_no_number_is_made_of_scores_that_files_do_not_have(corpus, tmp_path):
+    written(corpus, tmp_path / "masks", resolved=True)
+    asked = asked_images(corpus, {"small": "all"}, ALL)
+    files = MaskFiles(tmp_path / "masks/top1", corpus, queries(corpus, asked, ALL))
+    found = run_evaluation(files, corpus, asked, ALL)
+    words = obedience(found.results, found.reworded)
+    (refusal,) = words.refusals  # the right square, in six images that lack it
+    assert (refusal.present, refusal.answered.rows, refusal.answered.mean) == (0, 6, 0.0)
+    assert (refusal.fired, refusal.score, refusal.auroc, refusal.mcc, words.worths) == (None, None, None, None, [])
 
 
 def test_what_is_missing_is_listed_before_anything_is_scored(corpus, tmp_path):
