@@ -61,6 +61,7 @@ SETTINGS = (
     "optim.reference_batch=null",
     "trainer.images_per_process=2",
     "trainer.epochs=1000",
+    "trainer.average_decay=0.999",  # of the same runs
     "prediction.score_threshold=0",  # top1 as in the paper: the best mask, whatever its score
     "evaluation.workers=0",
     "device=cpu",

@@ -19,8 +19,8 @@ from tests.scripts import train_template as train
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "last/state.pt", weights_only=True)["model"]
+def weights(run: Path, part: str = "model") -> dict[str, torch.Tensor]:
+    return torch.load(run / "last/state.pt", weights_only=True)[part]
 
 
 def scalars(run: Path) -> list[dict[str, float]]:
@@ -51,7 +51,8 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     """Bit for bit, with everything that is drawn: pictures, words, absent concepts, order."""
     settings = ["trainer.max_steps=3", "trainer.accumulation_steps=2", "trainer.save_every_steps=2", "name=run"]
     settings += ["augmentation=by_modality", "data.absent_concepts=2", "data.hard_negatives=1", "data.synonyms=0.5"]
-    settings += ["data.max_targets=crop", "data.max_repeats=2"]
+    settings += ["data.max_targets=crop", "data.max_repeats=2", "trainer.average_decay=0.9"]
+    settings += ["model.regularisation.stochastic_depth=0.2"]
     (tmp_path / "unbroken").mkdir()
     (tmp_path / "broken").mkdir()
     done = train(tmp_path / "unbroken", data, *settings)
@@ -67,8 +68,11 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     done = train(tmp_path / "broken", data, *settings)
     assert "resumes at step 2" in done.stdout
     assert losses(tmp_path / "broken/runs/run") == losses(tmp_path / "unbroken/runs/run")
-    whole, resumed = weights(tmp_path / "unbroken/runs/run"), weights(tmp_path / "broken/runs/run")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    for name in ("asked/present", "asked/hard", "asked/easy", "validation_average/dice"):  # of the whole epoch
+        assert losses(tmp_path / "broken/runs/run", name) == losses(tmp_path / "unbroken/runs/run", name) != []
+    for part in ("model", "average"):
+        whole, resumed = (weights(tmp_path / f"{kind}/runs/run", part) for kind in ("unbroken", "broken"))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_the_first_step_trains_both_halves_and_its_gradient_is_clipped(run):
