@@ -44,6 +44,7 @@ RANGES: dict[str, Range] = {
     "data.absent_concepts": NOT_NEGATIVE,
     "data.hard_negatives": NOT_NEGATIVE,
     "data.synonyms": FRACTION,
+    "data.own_negatives": FRACTION,
     "data.max_queries": POSITIVE,
     "data.max_repeats": POSITIVE,
     "data.augmentation.smallest": DECAY,

@@ -187,6 +187,7 @@ class AugmentationConfig:
 class TrainDataConfig(DataConfig):
     absent_concepts: int = MISSING  # prompts per training image that name something not in it
     hard_negatives: int = MISSING  # of them, at least so many marked absent or look-alikes
+    own_negatives: float = MISSING  # chance that an absent one beyond the hard is one that other images of the run show
     synonyms: float = MISSING  # chance that a concept is asked for by a synonym
     max_queries: int = MISSING  # prompts per training image, at most
     max_targets: str = MISSING  # concepts with more instances than the model has answers: keep | drop | crop

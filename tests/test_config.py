@@ -70,7 +70,8 @@ def test_full_finetune_has_every_number_of_section_4():
     assert (config.data.split.train_fraction, config.data.split.seed, config.data.split.by) == (0.85, 42, "image")
     assert config.model.checkpoint == "facebook/sam3" and config.datasets == "train"
     data = config.data
-    assert (data.absent_concepts, data.synonyms, data.max_targets, data.max_repeats) == (0, 0, "keep", None)
+    assert (data.absent_concepts, data.own_negatives, data.synonyms) == (0, 0, 0)
+    assert (data.max_targets, data.max_repeats) == ("keep", None)
     assert data.augmentation.modalities == {} and data.weights == "size"
 
 

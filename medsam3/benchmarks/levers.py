@@ -23,6 +23,7 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "recipe": Variant(),
     "no_negatives": Variant(("data.absent_concepts=0", "data.hard_negatives=0")),
+    "own_negatives": Variant(("data.own_negatives=0.5",)),
     "paper_schedule": Variant(tuple(f"optim.schedule.{k}={v / CORPUS_STEPS}" for k, v in PAPER_SCHEDULE.items())),
     "no_augmentation": Variant(("augmentation=none",)),
     "no_hard_negatives": Variant(("data.hard_negatives=0",)),
@@ -62,6 +63,14 @@ LEVERS = (
         "SAM3's paper, 0, 5, 30 of them per image: cgF1 31.8, 44.8, 49.2",
         on="recipe",
         off="no_hard_negatives",
+    ),
+    Lever(
+        "own negatives",
+        "data.own_negatives",
+        "chance that an absent concept beyond the hard ones is one that other images of the run show",
+        "without, a polyp is found in a brain: the column of another set's concept below",
+        on="own_negatives",
+        off="recipe",
     ),
     Lever(
         "schedule",

@@ -58,6 +58,7 @@ SETTINGS = (
     "data.split.test_fraction=0",  # the validation part chooses nothing here
     "optim.layer_decay=1.0",
     *(f"optim.lr.{part}=5.0e-4" for part in PARTS),
+    "data.own_negatives=0",  # a variant: see levers.py
     "optim.reference_batch=null",
     "trainer.images_per_process=2",
     "trainer.epochs=1000",

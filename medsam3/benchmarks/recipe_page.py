@@ -34,6 +34,7 @@ EFFECT = {  # of a lever
     "dice_top1": "top1",
     "score_drawn": "score where absent",
     "score_never": "the same, words never drawn",
+    "score_elsewhere": "the same, concepts of other sets",
     "auroc": "AUROC",
 }
 

@@ -31,6 +31,7 @@ class PromptDraw:
         absent_concepts: int = 0,
         hard_negatives: int = 0,
         synonyms: float = 0.0,
+        own_negatives: float = 0.0,
     ) -> None:
         """
         Args:
@@ -40,6 +41,9 @@ class PromptDraw:
                 something that is there.
             synonyms: chance that a present concept is asked for by a synonym. What is absent is asked for by its name:
                 a synonym may be wider.
+            own_negatives: chance that an absent concept beyond the hard ones is one that other images of the run show.
+                Their words are asked far more often as present than as one of hundreds of absent ones, so a model would
+                learn that they always are.
 
         Raises:
             ValueError: a scene that does not fit its data set or an image of it; a data set without hard negatives.
@@ -49,6 +53,8 @@ class PromptDraw:
         self.absent_concepts = absent_concepts
         self.hard_negatives = hard_negatives
         self.synonyms = synonyms
+        self.own_negatives = own_negatives
+        self._own = {concept for spec in corpus.specs.values() for concept in spec.concept_names}
         if absent_concepts:
             self._check_pools()
 
@@ -101,7 +107,7 @@ class PromptDraw:
         return self.corpus.prompt(dataset, concept)
 
     def _absent(self, rows: ImageRows, draw: random.Random) -> list[Asked]:
-        """First the hard ones, what the data set marked before look-alikes, then any."""
+        """First the hard ones, what the data set marked before look-alikes, then those of other images, then any."""
         pool = self.corpus.absent_pool(rows)
         kinds = {name: kind for kind in ("marked", "hard", "easy") for name in getattr(pool, kind)}
         chosen = draw.sample(pool.marked, min(self.hard_negatives, len(pool.marked)))
@@ -113,6 +119,11 @@ class PromptDraw:
                 f"{len(pool.easy)} easy to refuse: too few for data.absent_concepts={self.absent_concepts} and "
                 f"data.hard_negatives={self.hard_negatives}"
             )
+        if self.own_negatives:
+            own = [name for name in rest if name in self._own]
+            wanted = sum(draw.random() < self.own_negatives for _ in range(self.absent_concepts - len(chosen)))
+            chosen += draw.sample(own, min(wanted, len(own)))
+            rest = [name for name in rest if name not in chosen]
         chosen += draw.sample(rest, self.absent_concepts - len(chosen))
         return [
             Asked(name, self.corpus.prompt(rows.dataset, name) if kinds[name] == "marked" else name, kinds[name])

@@ -218,7 +218,9 @@ def _training_data(config: TrainConfig, corpus: Corpus) -> tuple[QueryDataset, I
         corpus,
         part="train",
         image_size=config.model.image_size,
-        prompts=PromptDraw(corpus, data.max_queries, data.absent_concepts, data.hard_negatives, data.synonyms),
+        prompts=PromptDraw(
+            corpus, data.max_queries, data.absent_concepts, data.hard_negatives, data.synonyms, data.own_negatives
+        ),
         seed=config.seed,
         max_targets=data.max_targets,
         augmentation=Augmentation(data.augmentation, corpus.specs) if data.augmentation.modalities else None,

@@ -141,6 +141,23 @@ def test_absent_concepts_are_of_the_whole_vocabulary_and_hard_ones_are_always_th
         assert {query.kind for query in dataset[i].queries} in ({"present", "hard", "easy"}, {"present", "hard"})
 
 
+def test_concepts_of_other_images_of_the_run_are_asked_as_absent_more_often(two_families):
+    """Beyond the hard ones; of 500 names those of the run would hardly ever come."""
+    eyes = [i for i in range(len(queries(two_families))) if queries(two_families).images[i].dataset == "eyes"]
+
+    def polyps(own_negatives: float) -> int:
+        dataset = queries(two_families, absent_concepts=2, own_negatives=own_negatives)
+        found: Counter[tuple[str, str]] = Counter()
+        for epoch in range(40):
+            dataset.set_epoch(epoch)
+            found += absent_of(dataset, *eyes)
+        assert found.total() == 2 * 40 * len(eyes) and not {text for _, text in found} & {"optic disc", "left square"}
+        return sum(count for (_, text), count in found.items() if text == "polyp")
+
+    asked = 40 * len(eyes)
+    assert polyps(1.0) == asked and 0.6 * asked < polyps(0.5) < 0.9 * asked and polyps(0.0) < 0.05 * asked
+
+
 def test_false_negatives_of_the_family_rule_are_gone(make_spec, save, tmp_path):
     """BTXRD's malignant bone tumor beside an osteosarcoma, and a breast tumor on a breast ultrasound."""
     mask = np.zeros((20, 20), np.uint8)
