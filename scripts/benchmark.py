@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     recipe.add_argument("--variants", nargs="*", metavar="NAME", default=list(VARIANTS), help="%(default)s")
     recipe.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="0 1 2; none: only write the page")
     recipe.add_argument("--steps", type=int, default=160, help="of a run (%(default)s)")
-    recipe.add_argument("--start-steps", type=int, default=600, help="of the start (%(default)s)")
+    recipe.add_argument("--start-steps", type=int, default=800, help="of the start (%(default)s)")
     recipe.add_argument("--image-size", type=int, default=112, help="px (%(default)s)")
     recipe.add_argument("--overrides", nargs="*", default=[], help="where the data lie: data.root=DIR")
     recipe.set_defaults(measure=recipe_tables)
