@@ -279,6 +279,7 @@ class TrainerConfig:
     bf16: bool = MISSING  # autocast on GPUs; no effect on CPU
     exchange: str = MISSING  # float32 | bfloat16: of gradients between processes
     max_steps: int | None = MISSING  # stop after so many optimizer steps
+    patience: int | None = MISSING  # stop after so many validations in a row without a better Dice; null: never
     max_skipped_steps: int = MISSING  # steps in a row without a finite loss and gradient before the run stops
     log_every_steps: int = MISSING
     save_every_steps: int | None = MISSING  # states of `last` within an epoch

@@ -123,9 +123,20 @@ def test_recommended_supervises_masks_asks_for_absent_concepts_and_keeps_patient
     assert config.loss.variant == "sam3" and config.data.split.by == "group" and config.data.absent_concepts > 0
 
 
+def test_own_data_is_recommended_on_a_single_gpu_and_names_its_sets():
+    with pytest.raises(ValueError, match="datasets=None: must be a name, or a list of names"):
+        load("experiment=own_data")  # and not the 33 of the paper
+    own, recommended = load("experiment=own_data", "datasets=drive"), load("experiment=recommended")
+    assert (own.loss, own.optim, own.prediction) == (recommended.loss, recommended.optim, recommended.prediction)
+    assert (own.data.split.by, own.data.split.test_fraction, own.data.absent_concepts) == ("group", 0.075, 2)
+    assert own.data.augmentation.modalities and own.trainer.patience == 20
+    batch = own.trainer.images_per_process * own.trainer.accumulation_steps
+    assert [min(100 * images // batch, own.trainer.max_steps) for images in (17, 17_000)] == [425, 20_000]
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_under_its_own_name(experiment):
-    config = load(f"experiment={experiment}")
+    config = load(f"experiment={experiment}", *(["datasets=drive"] if experiment == "own_data" else []))
     assert config.name == experiment and config.output_dir == f"runs/{experiment}"
 
 

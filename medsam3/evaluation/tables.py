@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,7 +240,7 @@ def _values(score: Score, baseline: Score | None) -> list[str]:
         if baseline is not None:
             old = METRICS[name].printed(baseline.values[name])
             numbers = [f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"]
-        cells += numbers if has_mean(name, score.unit) else ["-"] * len(numbers)
+        cells += numbers if has_mean(name, score.unit) and math.isfinite(value) else ["-"] * len(numbers)
     return cells
 
 

@@ -42,6 +42,7 @@ FREE_KEYS = (
     "evaluation.instances",
     "evaluation.instance_score",
     "trainer.max_skipped_steps",
+    "trainer.patience",
     "trainer.log_every_steps",
     "trainer.save_every_steps",
     "trainer.keep_states",
@@ -61,6 +62,7 @@ class Progress:
     best_dice: float = -1.0  # of the validations so far; -1 before the first
     skipped: int = 0  # steps in a row, up to now, that could not be taken
     validated: bool = False  # after this very step
+    without_gain: int = 0  # validations in a row, up to now, that found no better Dice
 
 
 class StateWriter:

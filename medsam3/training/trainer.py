@@ -99,7 +99,7 @@ def _run_epochs(run: Run) -> None:
         total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2
     )
     with bar:  # an error's line then begins below the bar
-        while progress.step < run.total_steps or not progress.validated:
+        while (progress.step < run.total_steps or not progress.validated) and not _patience_ends(run):
             _run_epoch(run, bar, watch)
             save(run)  # a validation takes long
             watch.doing("validates", watched=False)
@@ -119,7 +119,17 @@ def _run_epochs(run: Run) -> None:
             save(run)
         if (progress.step, progress.validated) != begun_at:
             check_best(run)
+    if _patience_ends(run):
+        run.log.line(
+            f"run      ends early, at step {progress.step} of {run.total_steps}: {progress.without_gain} validations "
+            f"in a row were not better than {progress.best_dice:.3f} (trainer.patience)"
+        )
     watch.close()
+
+
+def _patience_ends(run: Run) -> bool:
+    patience = run.config.trainer.patience
+    return patience is not None and run.progress.validated and run.progress.without_gain >= patience
 
 
 def _run_epoch(run: Run, bar: tqdm, watch: distributed.Watch) -> None:
@@ -193,6 +203,7 @@ def validate(run: Run) -> None:
     if run.average is not None:
         averaged = dataclasses.replace(run.loaded, model=cast(Sam3Model, run.average.module))
         models.append(("validation_average", TextDetector(averaged.model), averaged))
+    best_before = run.progress.best_dice
     for title, detector, loaded in models:
         evaluation, absent = _evaluate(run, detector, loaded)
         mean = mean_score(evaluation.main_scores)
@@ -222,6 +233,7 @@ def validate(run: Run) -> None:
                 facts = (evaluation.main_scores, run.progress.epoch + 1, run.progress.step, run.trained_images)
                 with needs_room(run.folder / "best", sum(p.nbytes for p in loaded.model.parameters())):
                     write_best(run.folder / "best", loaded, run.corpus, run.config, *facts)
+    run.progress.without_gain = 0 if run.progress.best_dice > best_before else run.progress.without_gain + 1
     distributed.barrier()
 
 

@@ -1,0 +1,69 @@
+"""trainer.patience: a run ends when validations no longer find a better Dice, and says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from medsam3.evaluation.scores import Score
+from medsam3.training import trainer
+from medsam3.training.resume import Progress
+from medsam3.training.stopping import StopRequest
+
+
+def validations(monkeypatch, patience: int | None, dices: list[float]) -> tuple[Progress, list[str]]:
+    """Epochs of one step of which each finds the next of these values."""
+    lines: list[str] = []
+    told = iter(dices)
+    log = SimpleNamespace(
+        line=lines.append, scalars=lambda *_: None, pictures=lambda *_: None, ensure_there=lambda: None
+    )
+
+    def evaluated(*_: Any) -> tuple[Any, dict[str, float]]:
+        means = {"dice": next(told)}
+        counts = {"ceiling": 1, "queries": 1, "images": 1, "absent": 0, "answered": None, "left_out": {"dice": 0}}
+        score = Score(values=means, with_absent=means, **counts)
+        return SimpleNamespace(main_scores={"a": score}, scores={"top1": {"a": score}}, overlays={}, rule="top1"), {}
+
+    def epoch(run: Any, *_: Any) -> None:
+        run.progress.step += 1
+        run.progress.images, run.progress.validated = 1, False
+
+    for name in ("save", "check_best", "_log_asked", "write_best"):
+        monkeypatch.setattr(trainer, name, lambda *_: None)
+    monkeypatch.setattr(trainer, "_run_epoch", epoch)
+    monkeypatch.setattr(trainer, "_evaluate", evaluated)
+    run = SimpleNamespace(
+        config=SimpleNamespace(trainer=SimpleNamespace(timeout_minutes=30, patience=patience)),
+        progress=Progress(),
+        total_steps=len(dices),
+        sampler=SimpleNamespace(images=1),
+        stop=StopRequest(),
+        log=log,
+        average=None,
+        detector=None,
+        meter=SimpleNamespace(asked={}, restart=lambda: None),
+        loaded=None,
+    )
+    monkeypatch.setattr(trainer.distributed, "is_main", lambda: False)
+    trainer._run_epochs(run)
+    return run.progress, lines
+
+
+@pytest.mark.parametrize(
+    ("patience", "dices", "steps"),
+    [
+        (2, [0.5, 0.4, 0.6, 0.6, 0.59, 0.9], 5),  # as good is no gain; the second without one ends it
+        (2, [0.5, 0.4, 0.6, 0.3, 0.7, 0.6], 6),
+        (None, [0.5, 0.4, 0.3, 0.2], 4),
+    ],
+)
+def test_so_many_validations_without_a_gain_end_the_run(monkeypatch, patience, dices, steps):
+    progress, lines = validations(monkeypatch, patience, dices)
+    assert progress.step == steps and progress.best_dice == max(dices[:steps])
+    early = [line for line in lines if "ends early" in line]
+    assert len(early) == (steps < len(dices))
+    if early:
+        assert "at step 5 of 6: 2 validations in a row were not better than 0.600 (trainer.patience)" in early[0]
