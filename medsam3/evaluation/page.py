@@ -150,8 +150,8 @@ def _means(results: Pair) -> str:
             rows.append(["mean over data sets", rule, *cells, *[""] * (len(_heads(results)) - len(cells))])
     return (
         f"<h2>Means</h2><p>In square brackets the {100 * LEVEL:.0f} % interval of the mean, drawn by group (patient, "
-        f"video or volume) within each data set; none where a data set has fewer than {MIN_GROUPS} groups.</p>"
-        + charts.table(["data set", "mask rule", *_heads(results)], rows, words=2)
+        f"video or volume) within each data set; none where a data set has fewer than {MIN_GROUPS} groups. Higher "
+        "is better, but for HD95.</p>" + charts.table(["data set", "mask rule", *_heads(results)], rows, words=2)
     )
 
 

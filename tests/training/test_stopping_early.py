@@ -25,7 +25,8 @@ def validations(monkeypatch, patience: int | None, dices: list[float]) -> tuple[
         means = {"dice": next(told)}
         counts = {"ceiling": 1, "queries": 1, "images": 1, "absent": 0, "answered": None, "left_out": {"dice": 0}}
         score = Score(values=means, with_absent=means, **counts)
-        return SimpleNamespace(main_scores={"a": score}, scores={"top1": {"a": score}}, overlays={}, rule="top1"), {}
+        found = {"main_scores": {"a": score}, "scores": {"top1": {"a": score}}, "instances": {}}
+        return SimpleNamespace(**found, overlays={}, rule="top1"), {}
 
     def epoch(run: Any, *_: Any) -> None:
         run.progress.step += 1
