@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medsam3.checks import differing_keys
 from medsam3.evaluation.asking import MARKED, PRESENT
+from medsam3.evaluation.instance_scores import IMAGE_METRICS
 from medsam3.evaluation.metrics import METRICS, has_mean, one_unit
 from medsam3.evaluation.results import Results
 from medsam3.evaluation.statistics import PairedComparison, compare_paired, holm
@@ -23,6 +24,8 @@ from medsam3.messages import listed, one_of
 
 # may differ, and are named; answers to other words change nothing in the rows that are compared
 COMPARED = ("checkpoint", "weights_sha256", "own_image_size", "code", "versions", "foreign", "synonyms", "instances")
+COMPARABLE = METRICS | IMAGE_METRICS
+SINGLE = "single instances"  # in place of a mask rule
 MASKS = "masks"  # `prompt` and mask rule of masks that came as files: no model was asked
 Key = tuple[str, str, str]  # item, concept, group
 MODELS_OWN = ("image_size", "precision", "prediction", "prompt", "box_noise", "prompts", "seed")  # no matter for files
@@ -118,7 +121,7 @@ def compare(contestants: Sequence[Contestant], settings: Settings) -> tuple[list
     if len(contestants) < 2:
         raise ValueError(f"{listed(c.name for c in contestants)}: give two results or more")
     for metric in settings.metrics:
-        one_of("metric", metric, METRICS)
+        one_of("metric", metric, COMPARABLE)
     first = contestants[0].runs[0]
     notes: list[str] = []
     for contestant in contestants:
@@ -128,8 +131,13 @@ def compare(contestants: Sequence[Contestant], settings: Settings) -> tuple[list
             notes += [f"{first.folder} -> {run.folder}: {line}" for line in lines]
     duels: list[Duel] = []
     spreads: list[Spread] = []
-    for rule in _rules(contestants, settings.rule):
-        for metric in settings.metrics:
+    single = [metric for metric in settings.metrics if metric in IMAGE_METRICS]
+    if single and settings.absent:
+        raise ValueError(f"--absent: not for {', '.join(single)}, which are compared where there is something to find")
+    of_masks = [metric for metric in settings.metrics if metric not in single]
+    rules = _rules(contestants, settings.rule) if of_masks else []
+    for rule, metrics in [*((rule, of_masks) for rule in rules), *([(SINGLE, single)] if single else [])]:
+        for metric in metrics:
             tables = [{d: _table(c, d, rule, metric, settings) for d in first.question["rows"]} for c in contestants]
             duels += _adjusted(_duels(contestants, tables, rule, metric, settings))
             spreads += [
@@ -180,7 +188,12 @@ def _table(contestant: Contestant, dataset: str, rule: str, metric: str, setting
     keys: list[Key] = []
     units: set[str] = set()
     for run in contestant.runs:
-        own = run.rows.get(rule, run.rows.get(MASKS, {})).get(dataset)
+        of_rule = run.single if rule == SINGLE else run.rows.get(rule, run.rows.get(MASKS, {}))
+        own = of_rule.get(dataset)
+        if own is None and rule == SINGLE:
+            raise ValueError(
+                f"{run.folder}: no {metric} of {dataset}; evaluate it again with evaluation.instances=true"
+            )
         if own is None or metric not in own.values:
             raise ValueError(f"{run.folder}/results.csv: no {metric} of {dataset} by {rule}; evaluate it again")
         kinds = (PRESENT, MARKED) if settings.absent else (PRESENT,)

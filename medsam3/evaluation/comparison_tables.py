@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from medsam3.evaluation.comparison import Contestant, Duel, Settings, Spread
-from medsam3.evaluation.metrics import METRICS, Metric
+from medsam3.evaluation.comparison import COMPARABLE, SINGLE, Contestant, Duel, Settings, Spread
+from medsam3.evaluation.metrics import Metric
 from medsam3.evaluation.obedience_tables import refusal_comparison
 from medsam3.evaluation.results import Results
 from medsam3.evaluation.statistics import MIN_GROUPS
@@ -37,7 +37,9 @@ def comparison_markdown(
     rows = "all rows, also of concepts that are not there" if settings.absent else "rows whose concept is in the image"
     parts.append(f"Paired by image and concept; {rows}.\n")
     for (rule, metric), group in _grouped(duels):
-        parts.append(f"## {METRICS[metric].heading}, mask rule {rule}\n\n{_table(first, METRICS[metric], group)}")
+        parts.append(
+            f"## {COMPARABLE[metric].heading}, {rule if rule == SINGLE else f'mask rule {rule}'}\n\n{_table(first, COMPARABLE[metric], group)}"
+        )
     tests = f"{len({duel.dataset for duel in duels})} data sets"
     tests += f" x {len(contestants) - 1} contestants" if len(contestants) > 2 else ""
     parts.append(LEGEND.format(level=settings.level, groups=MIN_GROUPS, tests=tests))
@@ -103,7 +105,7 @@ def p_value(p: float) -> str:
 
 
 def _spread(spread: Spread) -> list[str]:
-    printed = METRICS[spread.metric].printed
+    printed = COMPARABLE[spread.metric].printed
     means = np.asarray([printed(mean) for mean in spread.means])
     numbers = (means.mean(), means.std(ddof=1), means.min(), means.max())
     cells = (spread.dataset, spread.name, spread.rule, spread.metric, str(len(means)))

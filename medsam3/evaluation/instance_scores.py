@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from medsam3.evaluation.concept_f1 import IOU_THRESHOLDS, from_sums, pair_table
 from medsam3.evaluation.instance_records import BITS, InstanceRecord
 from medsam3.evaluation.instances import Ranking
+from medsam3.evaluation.metrics import Metric
 from medsam3.evaluation.scores import LEVEL, SEED
 from medsam3.evaluation.statistics import MIN_GROUPS, statistic_intervals
 
@@ -29,6 +30,11 @@ OF_CONCEPTS = ("ap", "ap50", "ap75", "f1", "pq")
 POOLED = ("cgf1", "il_mcc", "pmf1")
 TITLES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "f1": "F1@.5", "pq": "PQ", "cgf1": "cgF1"}
 TITLES |= {"il_mcc": "IL_MCC", "pmf1": "pmF1"}
+# of one image and concept alone, so that two results can be paired: columns of instances.csv, for compare.py
+IMAGE_METRICS = {
+    "f1": Metric(TITLES["f1"], lambda record: record.f1.f1),
+    "pq": Metric(TITLES["pq"], lambda record: record.pq.pq),
+}
 NEED_SCORES = {"ap", "ap50", "ap75"}
 Interval = tuple[float, float] | None
 _LEVELS = [int(np.flatnonzero(np.isclose(IOU_THRESHOLDS, level))[0]) for level in (0.5, 0.75)]

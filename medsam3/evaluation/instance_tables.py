@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from medsam3.evaluation.charts import table
 from medsam3.evaluation.findings import Finding
-from medsam3.evaluation.instance_scores import OF_CONCEPTS, TITLES, InstanceScore, InstanceScores, average
+from medsam3.evaluation.instance_scores import (
+    IMAGE_METRICS,
+    OF_CONCEPTS,
+    TITLES,
+    InstanceScore,
+    InstanceScores,
+    average,
+)
 from medsam3.evaluation.scores import LEVEL
 from medsam3.evaluation.statistics import MIN_GROUPS
 from medsam3.evaluation.tables import Lines
@@ -17,7 +24,7 @@ CORRELATION = "il_mcc"  # from -1 to 1, not in percent
 NOT_ASKED = "0 (no absent)"
 COLUMNS = (
     *("dataset", "item", "group", "part", "concept", "truths", "predictions", "shown"),
-    *("true_positives", "false_positives", "false_negatives", "f1", "pq"),
+    *("true_positives", "false_positives", "false_negatives", *IMAGE_METRICS),
 )
 
 
@@ -31,7 +38,8 @@ def instances_csv(findings: Iterable[Finding]) -> Iterator[str]:
         for own in finding.instances:
             counts = own.f1.true_positives, own.f1.false_positives, own.f1.false_negatives
             row = [own.dataset, own.item, own.group, own.part, own.concept, own.truths, len(own.scores)]
-            yield writer.writerow([*row, sum(counts[:2]), *counts, f"{own.f1.f1:.6f}", f"{own.pq.pq:.6f}"])
+            alone = (f"{metric.of(own):.6f}" for metric in IMAGE_METRICS.values())
+            yield writer.writerow([*row, sum(counts[:2]), *counts, *alone])
 
 
 def instance_table(

@@ -6,6 +6,8 @@ against each other.
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,8 +20,9 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from medsam3.evaluation.instance_scores import InstanceScores
-from medsam3.evaluation.metrics import METRICS
+from medsam3.evaluation.asking import PRESENT
+from medsam3.evaluation.instance_scores import IMAGE_METRICS, InstanceScores
+from medsam3.evaluation.metrics import METRICS, PX
 from medsam3.messages import listed, one_of
 
 FILES = ("results.json", "results.csv")
@@ -48,6 +51,7 @@ class Results:
     baseline: str | None = None  # what it was shown beside: results.json, seen from the folder
     synonyms: Sequence[dict[str, Any]] = ()  # of results.json: see `Spread`
     instances: Mapping[str, InstanceScores] = field(default_factory=dict)  # by data set, if they were looked at
+    single: Mapping[str, Rows] = field(default_factory=dict)  # IMAGE_METRICS of what is there, by data set
 
 
 def read_results(path: str | Path) -> Results:
@@ -74,8 +78,27 @@ def read_results(path: str | Path) -> Results:
     rows = _read_rows(folder / "results.csv")
     _check_means(folder, rows, means)
     synonyms = content.get("obedience", {}).get("spreads", ())
+    table = folder / "instances.csv"
+    alone = _read_instances(table) if content.get("instances") and table.is_file() else {}
     single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
-    return Results(folder, question, rows, content.get("baseline"), synonyms, single)
+    return Results(folder, question, rows, content.get("baseline"), synonyms, single, alone)
+
+
+def _read_instances(path: Path) -> dict[str, Rows]:
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if int(line["truths"])]
+    found = {}
+    for name in dict.fromkeys(line["dataset"] for line in lines):
+        own = [line for line in lines if line["dataset"] == name]
+        found[name] = Rows(
+            keys=[(line["item"], line["concept"]) for line in own],
+            groups=[line["group"] for line in own],
+            kinds=[PRESENT] * len(own),
+            present=np.ones(len(own), dtype=bool),
+            values={metric: np.asarray([float(line[metric]) for line in own]) for metric in IMAGE_METRICS},
+            others={"unit": [PX] * len(own)},
+        )
+    return found
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
@@ -146,4 +169,7 @@ def pick(results: Results, datasets: Sequence[str] | None) -> Results:
     rows = {
         rule: {name: own for name, own in found.items() if name in datasets} for rule, found in results.rows.items()
     }
-    return Results(results.folder, results.question | {"rows": asked}, rows)
+    parts = {name: own for name, own in results.instances.items() if name in datasets}
+    single = {name: own for name, own in results.single.items() if name in datasets}
+    question = results.question | {"rows": asked}
+    return dataclasses.replace(results, question=question, rows=rows, instances=parts, single=single)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
+from medsam3.evaluation.comparison import SINGLE, Contestant, Settings, compare
+from medsam3.evaluation.comparison_tables import comparison_markdown
+from medsam3.evaluation.findings import Finding
 from medsam3.evaluation.instance_scores import InstanceScores, average, instance_scores, scalars
-from medsam3.evaluation.instance_tables import instance_section, instance_table
+from medsam3.evaluation.instance_tables import instance_section, instance_table, instances_csv
+from medsam3.evaluation.results import read_results
+from tests.evaluation.results_files import write_results
 from tests.evaluation.test_evaluator import EVALUATE
 from tests.evaluation.test_instance_scores import EMPTY, FALSE, PERFECT, SILENT, record
 from tests.scripts import run_script
@@ -100,3 +106,36 @@ def test_a_score_that_would_hide_what_counts_is_refused(data, tmp_path):
     wrong = ["evaluation.instances=true", "evaluation.instance_score=0.4", "prediction.union_threshold=0.3"]
     done = run_script("evaluate.py", *EVALUATE, *data, *wrong, cwd=tmp_path, check=False)
     assert done.returncode == 2 and "evaluation.instance_score=0.4: must be at most 0.5 (cgF1) and" in done.stderr
+
+
+def evaluated(folder: Path, scenes: list) -> Path:
+    """The folder of an evaluation of one data set, an image and patient for each scene."""
+    items = [f"{n:02}" for n in range(len(scenes))]
+    write_results(folder, {"small": [(item, item, "cell", 0.5) for item in items]}, weights=folder.name)
+    records = [record(item, "cell", scene) for item, scene in zip(items, scenes, strict=True)]
+    content = json.loads((folder / "results.json").read_text())
+    content["instances"] = {name: dataclasses.asdict(own) for name, own in instance_scores(records).items()}
+    (folder / "results.json").write_text(json.dumps(content))
+    finding = Finding(dataset="small", item="", results=[], reworded=[], concepts=[], cross_dice=[], instances=records)
+    (folder / "instances.csv").write_text("".join(instances_csv([finding])))
+    return folder
+
+
+def test_f1_and_pq_are_compared_image_by_image_where_there_is_something(tmp_path):
+    """The second finds 12 of 12 instead of 6; both are silent where nothing is, which must not count."""
+    half = evaluated(tmp_path / "half", [PERFECT, SILENT] * 6 + [EMPTY])
+    full = evaluated(tmp_path / "full", [PERFECT] * 12 + [EMPTY])
+    contestants = [Contestant(path.name, [read_results(path)]) for path in (half, full)]
+    settings = Settings(["f1", "dice"], None, False, (), 0.95, 2000, 0)
+    duels, _, _ = compare(contestants, settings)
+    found = {(duel.rule, duel.metric): duel for duel in duels}
+    assert set(found) == {("top1", "dice"), (SINGLE, "f1")}
+    duel = found[SINGLE, "f1"]
+    assert duel.means == (0.5, 1.0) and (duel.paired.better, duel.paired.equal) == (6, 6)
+    assert duel.paired.permutation_p == pytest.approx(2 / 2**6, abs=0.02)  # of 6 patients that differ
+    assert "## F1@.5 (%), single instances" in comparison_markdown(contestants, duels, [], [], settings)
+    with pytest.raises(ValueError, match="--absent: not for f1"):
+        compare(contestants, dataclasses.replace(settings, absent=True))
+    (full / "instances.csv").unlink()
+    with pytest.raises(ValueError, match="no f1 of small; evaluate it again with evaluation.instances=true"):
+        compare([contestants[0], Contestant("full", [read_results(full)])], settings)
