@@ -31,7 +31,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folders of evaluate.py; with commas: runs")
     parser.add_argument("--names", nargs="+", help="in the tables, as many as there are results")
-    parser.add_argument("--metrics", nargs="+", default=["dice"], help="columns of results.csv")
+    parser.add_argument(
+        "--metrics", nargs="+", default=["dice"], help="columns of results.csv; f1, pq of instances.csv"
+    )
     parser.add_argument("--rule", help="mask rule; without: each that all results have")
     parser.add_argument("--datasets", nargs="+", help="without: all, and they must be the same")
     parser.add_argument("--absent", action="store_true", help="also rows whose concept is not in the image")

@@ -37,9 +37,8 @@ def comparison_markdown(
     rows = "all rows, also of concepts that are not there" if settings.absent else "rows whose concept is in the image"
     parts.append(f"Paired by image and concept; {rows}.\n")
     for (rule, metric), group in _grouped(duels):
-        parts.append(
-            f"## {COMPARABLE[metric].heading}, {rule if rule == SINGLE else f'mask rule {rule}'}\n\n{_table(first, COMPARABLE[metric], group)}"
-        )
+        place = rule if rule == SINGLE else f"mask rule {rule}"
+        parts.append(f"## {COMPARABLE[metric].heading}, {place}\n\n{_table(first, COMPARABLE[metric], group)}")
     tests = f"{len({duel.dataset for duel in duels})} data sets"
     tests += f" x {len(contestants) - 1} contestants" if len(contestants) > 2 else ""
     parts.append(LEGEND.format(level=settings.level, groups=MIN_GROUPS, tests=tests))
