@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from medsam3.evaluation import charts
-from medsam3.evaluation.beside import Mean, Pair, dice_of, key_of, read_pair
+from medsam3.evaluation.beside import Mean, Pair, Side, dice_of, key_of, read_pair
 from medsam3.evaluation.concept_f1 import SCORE_THRESHOLD
 from medsam3.evaluation.extremes import picture_section
 from medsam3.evaluation.instance_tables import instance_section
@@ -30,6 +32,7 @@ from medsam3.messages import listed
 
 MAX_ROWS = 20_000  # of the list of cases
 MAX_BARS = 40
+CEILING, WITH_ABSENT = "ceiling Dice (%)", "Dice with absent (%)"
 
 
 def write_report(folder: Path, baseline: Path | None = None) -> Path:
@@ -142,17 +145,35 @@ def _means(results: Pair) -> str:
     rows = []
     for rule in ours.rules:
         found = [(name, cases) for name in ours.datasets if (cases := ours.of(rule, name))]
-        rows += [[name, rule, *_row(results, cases)] for name, cases in found]
+        rows += [[name, rule, *_row(results, cases), *_further(results.ours, rule, [name])] for name, cases in found]
         if len(found) > 1:
             cells = []
             for name in ours.metrics:
                 cells += _cells(results, name, *(results.average(rule, name, side) for side in (False, True)))
-            rows.append(["mean over data sets", rule, *cells, *[""] * (len(_heads(results)) - len(cells))])
+            cells += [""] * (len(_heads(results)) - len(cells))
+            rows.append(["mean over data sets", rule, *cells, *_further(ours, rule, [name for name, _ in found])])
     return (
         f"<h2>Means</h2><p>In square brackets the {100 * LEVEL:.0f} % interval of the mean, drawn by group (patient, "
         f"video or volume) within each data set; none where a data set has fewer than {MIN_GROUPS} groups. Higher "
-        "is better, but for HD95.</p>" + charts.table(["data set", "mask rule", *_heads(results)], rows, words=2)
+        "is better, but for HD95.</p>"
+        + charts.table(["data set", "mask rule", *_heads(results), *_further_heads(ours)], rows, words=2)
     )
+
+
+def _further_heads(ours: Side) -> list[str]:
+    absent = any(not case.present for case in ours.cases)
+    return [CEILING] * ("top1" in ours.rules) + [WITH_ABSENT] * absent
+
+
+def _further(ours: Side, rule: str, names: Sequence[str]) -> list[str]:
+    """By `_further_heads`, means of these data sets' means: what a perfect instance model would score by top1; and Dice
+    over all queries, where those of absent concepts count as 1 if nothing is answered, else as 0."""
+    present = [ours.of(rule, name) for name in names]
+    every = [[*own, *ours.of(rule, name, present=False)] for name, own in zip(names, present, strict=True)]
+    means = {WITH_ABSENT: fmean(fmean(map(dice_of, cases)) for cases in every)}
+    if rule == "top1":
+        means[CEILING] = fmean(fmean(case.ceiling for case in cases) for cases in present)
+    return [f"{100 * means[name]:.1f}" if name in means else "" for name in _further_heads(ours)]
 
 
 def _overview(results: Pair) -> str:

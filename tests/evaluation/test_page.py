@@ -133,6 +133,20 @@ def test_what_is_not_there_is_counted_apart(tmp_path):
     assert "50.0% of 2 absent concepts (marked) got a mask, 50.0 % a score of 0.5 or more" in found.text
 
 
+def test_the_ceiling_of_top1_and_the_dice_with_what_is_not_there_stand_beside_the_means(tmp_path):
+    def answers(rule: str, dataset: str, *dice: float) -> list[QueryResult]:
+        own = {"rule": rule, "dataset": dataset}
+        absent = case("9", 1.0, kind="marked", truth_px=0, prediction_px=0, ceiling=1.0, **own)
+        return [*(case(str(i), value, ceiling=0.5, **own) for i, value in enumerate(dice)), absent]
+
+    cases = [*answers("union", "papila", 0.6), *answers("top1", "papila", 0.1, 0.4), *answers("top1", "drive", 0.2)]
+    found = read(write(tmp_path, cases))
+    assert found.row("data set", "mask rule")[-2:] == ["ceiling Dice (%)", "Dice with absent (%)"]
+    assert found.row("papila", "union")[-2:] == ["", "80.0"]
+    assert found.row("papila", "top1")[-2:] == ["50.0", "50.0"]  # (.1 + .4 + 1) / 3
+    assert found.row("mean over data sets", "top1")[-2:] == ["50.0", "55.0"]  # of 50 and 60
+
+
 def test_foreign_words_stand_apart_and_beside_a_baseline_that_was_asked_the_same(tmp_path):
     def answers(hard: float, easy: str) -> list[QueryResult]:
         nothing = {"truth_px": 0, "prediction_px": 5}
