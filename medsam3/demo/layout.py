@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from html import escape
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -33,50 +34,59 @@ def lay_out(gradio: Any, visits: Visits) -> Any:
     with gradio.Blocks(title="medsam3", analytics_enabled=False, delete_cache=(60, seconds)) as blocks:
         study = gradio.State(None, time_to_live=seconds, delete_callback=_close)
         gradio.Markdown(TEXT.format(model=visits.about, megabytes=config.upload_mb, minutes=config.keep_minutes))
-        with gradio.Row():
-            with gradio.Column(scale=1, min_width=300):
-                files = gradio.File(
-                    label="Picture, volume, or one DICOM series",
-                    file_count="multiple",
-                    file_types=list(ENDINGS),
-                    height=150,
-                    elem_id="upload",
-                )
-                with gradio.Row():
-                    slice_example = gradio.Button("Example: MR slice", size="sm", min_width=100)
-                    volume_example = gradio.Button("Example: MR volume", size="sm", min_width=100)
-                words = gradio.Textbox(label="Prompts, with commas between them", lines=2, elem_id="prompts")
-                with gradio.Row():
-                    segment = gradio.Button("Segment", variant="primary", min_width=100)
-                    stop = gradio.Button("Stop", min_width=60, scale=0)
-                status = gradio.HTML(elem_id="status")
-                threshold = gradio.Slider(
-                    FLOOR, 1, config.prediction.union_threshold, step=0.01, label="Threshold of the score"
-                )
-                opacity = gradio.Slider(0, 1, 0.45, step=0.05, label="Opacity")
-                make = gradio.Button("Make files of the masks")
-                masks = gradio.File(label="Masks at this threshold", visible=False, elem_id="masks")
-            with gradio.Column(scale=2, min_width=300):
-                picture = gradio.HTML(elem_id="picture")
-                place = gradio.Slider(1, 2, 1, step=1, label="Slice", visible=False, elem_id="slice")
-                table = gradio.HTML(elem_id="scores")
+        parts = _parts(gradio, config.prediction.union_threshold)
         events = _Events(gradio, visits)
-        everything = [study, files, place, picture, table, status, masks]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        view = [study, place, threshold, opacity]
-        files.upload(events.of_session(events.upload), [files, threshold, opacity], everything, **quiet)
-        for button, volume in ((slice_example, False), (volume_example, True)):
-            show = functools.partial(events.example, volume)
-            button.click(events.of_session(show), [threshold, opacity], [*everything, words], **quiet)
-        running = segment.click(
-            events.segment, [words, *view], [place, picture, table, status, masks], concurrency_limit=1, **quiet
-        )
-        stop.click(None, cancels=[running], **quiet)
-        for slider in (place, threshold, opacity):
-            slider.change(events.redraw, view, [picture, table], trigger_mode="always_last", **quiet)
-        make.click(events.make, [study, threshold], masks, **quiet)
+        _connect(study, parts, events)
         blocks.unload(events.of_session(events.leave))
     return blocks
+
+
+def _parts(gradio: Any, threshold: float) -> SimpleNamespace:
+    """What can be seen, by name: on the left what the visitor gives, on the right what comes of it."""
+    parts = SimpleNamespace()
+    with gradio.Row():
+        with gradio.Column(scale=1, min_width=300):
+            parts.files = gradio.File(
+                label="Picture, volume, or one DICOM series",
+                file_count="multiple",
+                file_types=list(ENDINGS),
+                height=150,
+                elem_id="upload",
+            )
+            with gradio.Row():
+                parts.slice_example = gradio.Button("Example: MR slice", size="sm", min_width=100)
+                parts.volume_example = gradio.Button("Example: MR volume", size="sm", min_width=100)
+            parts.words = gradio.Textbox(label="Prompts, with commas between them", lines=2, elem_id="prompts")
+            with gradio.Row():
+                parts.segment = gradio.Button("Segment", variant="primary", min_width=100)
+                parts.stop = gradio.Button("Stop", min_width=60, scale=0)
+            parts.status = gradio.HTML(elem_id="status")
+            parts.threshold = gradio.Slider(FLOOR, 1, threshold, step=0.01, label="Threshold of the score")
+            parts.opacity = gradio.Slider(0, 1, 0.45, step=0.05, label="Opacity")
+            parts.make = gradio.Button("Make files of the masks")
+            parts.masks = gradio.File(label="Masks at this threshold", visible=False, elem_id="masks")
+        with gradio.Column(scale=2, min_width=300):
+            parts.picture = gradio.HTML(elem_id="picture")
+            parts.place = gradio.Slider(1, 2, 1, step=1, label="Slice", visible=False, elem_id="slice")
+            parts.table = gradio.HTML(elem_id="scores")
+    return parts
+
+
+def _connect(study: Any, parts: SimpleNamespace, events: _Events) -> None:
+    """What each part sets off. Only `segment` asks the model, for one visitor at a time."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    everything = [study, parts.files, parts.place, parts.picture, parts.table, parts.status, parts.masks]
+    sliders = [parts.threshold, parts.opacity]
+    view = [study, parts.place, *sliders]
+    parts.files.upload(events.of_session(events.upload), [parts.files, *sliders], everything, **quiet)
+    for button, volume in ((parts.slice_example, False), (parts.volume_example, True)):
+        show = functools.partial(events.example, volume)
+        button.click(events.of_session(show), sliders, [*everything, parts.words], **quiet)
+    running = parts.segment.click(events.segment, [parts.words, *view], everything[2:], concurrency_limit=1, **quiet)
+    parts.stop.click(None, cancels=[running], **quiet)
+    for slider in (parts.place, *sliders):
+        slider.change(events.redraw, view, [parts.picture, parts.table], trigger_mode="always_last", **quiet)
+    parts.make.click(events.make, [study, parts.threshold], parts.masks, **quiet)
 
 
 def _close(study: Study | None) -> None:

@@ -158,7 +158,7 @@ def _choose(groups: list[DicomSeries], key: str | None, path: Path) -> tuple[Dic
         )
     ]
     if rivals:
-        raise ValueError(f"{path}: holds several series: choose one with series=KEY, of {choices}")
+        raise ValueError(f"{path}: holds several series: choose one with scan.series=KEY, of {choices}")
     return largest, [group for group in groups if group is not largest]
 
 

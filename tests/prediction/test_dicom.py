@@ -204,7 +204,7 @@ def test_of_several_series_one_is_chosen_by_key(tmp_path):
     for image, values in series()[:1]:  # a single image, but of another series: not to be left out without being asked
         image.SeriesInstanceUID, image.Modality = other, "MR"
         save(image, values, folder / f"other_{image.InstanceNumber}.dcm")
-    with pytest.raises(ValueError, match="holds several series: choose one with series=KEY") as refused:
+    with pytest.raises(ValueError, match=r"holds several series: choose one with scan\.series=KEY") as refused:
         read_scan(folder, CONFIG)
     listed = [part.split()[0] for part in str(refused.value).partition(", of ")[2].split("; ")]
     assert {len(read_scan(folder, config(series=key))) for key in listed} == {SLICES, 1}

@@ -94,7 +94,7 @@ def _save_nothing(path: Path) -> None:
         (_save_4d, "has 4 axes (4, 5, 6, 2), expected 3"),
         (_save_flat, "has 2 axes (20, 24), expected 3"),
         (_save_pyramid, "holds 2 pages that are no stack"),
-        (_save_two_series, "holds several series: choose one with series=KEY"),
+        (_save_two_series, "holds several series: choose one with scan.series=KEY"),
         (_save_truncated, "its pixels cannot be read"),
         (_save_nothing, "cannot be read"),
     ],
