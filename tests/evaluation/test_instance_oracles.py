@@ -14,7 +14,7 @@ from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.asking import queries
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
-from medsam3.evaluation.findings import Evaluation
+from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.instance_scores import InstanceScores
 from medsam3.evaluation.mask_files import MaskFiles
 from medsam3.layouts.packed_masks import pack_instances
@@ -52,6 +52,20 @@ def test_an_oracle_through_the_predictor_is_perfect_in_every_instance_measure(gl
     scores = check_perfect(evaluation, "small")
     assert (scores.own.truths, scores.own.predictions, scores.own.queries, scores.own.absent) == (4, 4, 3, 1)
     assert evaluation.scores["top1"]["small"].ceiling == pytest.approx((2 * 8 / (8 + 18) + 1) / 2)
+
+
+def test_records_survive_a_kill(glands, tmp_path):
+    asked = asked_images(glands, {"small": "all"}, SINGLE)
+    whole = run_evaluation(TrueInstances(glands), glands, asked, SINGLE)
+    for after in (1, 9):
+        answers = TrueInstances(glands, after)
+        journal = Journal(tmp_path / "unfinished", "question")
+        if after == 1:
+            with pytest.raises(KeyboardInterrupt):
+                run_evaluation(answers, glands, asked, SINGLE, journal)
+    again = run_evaluation(answers, glands, asked, SINGLE, journal)
+    assert answers.left == 7 and again.instances == whole.instances  # two images were left
+    assert [finding.instances for finding in again.findings] == [finding.instances for finding in whole.findings]
 
 
 @pytest.mark.parametrize(
@@ -102,10 +116,14 @@ def check_perfect(evaluation: Evaluation, name: str) -> InstanceScores:
 class TrueInstances:
     """Answers with all true instances, the largest with the highest score."""
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, left: int = 1000) -> None:
         self.corpus = corpus
+        self.left = left  # images until it is killed
 
     def __call__(self, rows, image, boxes, words=()) -> list[Prediction]:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
         reader = self.corpus.readers[rows.dataset]
         masks = reader.masks(reader.item(rows.item))
         return [self._prediction(concept, masks[concept]) for concept in boxes]
