@@ -68,7 +68,7 @@ LEVERS = (
         "own negatives",
         "data.own_negatives",
         "chance that an absent concept beyond the hard ones is one that other images of the run show",
-        "without, a polyp is found in a brain: the column of another set's concept below",
+        "their words are asked as present far more often: a polyp is then found in a brain",
         on="own_negatives",
         off="recipe",
     ),
