@@ -80,6 +80,18 @@ def refuse_training_rows(
         ValueError: a data set is asked for by another part than its validation part, or was split differently in
             training; or images were trained on, perhaps under another name.
     """
+    for name, reason in trained_on(record, corpus, parts, images).items():
+        raise ValueError(
+            f"checkpoint={checkpoint} was trained on {name}: {reason}, so the numbers would not be honest. "
+            "Use the same split (data.split.by, data.splits), or say allow_training_rows=true"
+        )
+
+
+def trained_on(
+    record: TrainingRecord, corpus: Corpus, parts: Mapping[str, str], images: Mapping[str, Sequence[ImageRows]]
+) -> dict[str, str]:
+    """Data sets that a checkpoint may have seen rows of that are asked for -> how one knows; see above."""
+    reasons = {}
     trained_in = {code: name for name, codes in record.images.items() for code in codes}
     for name, part in parts.items():
         reason = _split_reason(record, corpus, name, part) if name in record.splits else ""
@@ -97,10 +109,8 @@ def refuse_training_rows(
                     f"part of {listed(sources)}): {listed(items)}"
                 )
         if reason:
-            raise ValueError(
-                f"checkpoint={checkpoint} was trained on {name}: {reason}, so the numbers would not be honest. "
-                "Use the same split (data.split.by, data.splits), or say allow_training_rows=true"
-            )
+            reasons[name] = reason
+    return reasons
 
 
 def chosen_on(record: TrainingRecord | None, corpus: Corpus, parts: Mapping[str, str]) -> list[str]:

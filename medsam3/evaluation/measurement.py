@@ -42,6 +42,7 @@ from medsam3.versions import code_version, package_versions
 
 MASK_FOLDER = "masks"
 SYNONYMS = "synonyms.csv"
+APART = ("answers", "report", "chosen_on", "trained_on")  # of a source, no part of the question
 INSTANCES = "instances.csv"
 
 
@@ -110,6 +111,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             if chosen := source.chosen_on:
                 table += f"\nChosen on these rows: {listed(chosen)}. The checkpoint is the best on them of several; "
                 table += "data.split.test_fraction, in training, gives a part that only reports.\n"
+            for name, reason in source.trained_on.items():
+                table += f"\nTRAINED on rows of {name}: {reason} (allow_training_rows=true). Not to be quoted.\n"
             if differences:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
@@ -129,7 +132,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def question_of(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> Question:
-    facts = {name: value for name, value in vars(source).items() if name not in ("answers", "report", "chosen_on")}
+    facts = {name: value for name, value in vars(source).items() if name not in APART}
     return Question(
         **facts,
         prompts=config.data.prompts,

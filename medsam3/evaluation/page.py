@@ -88,6 +88,8 @@ def _top(results: Pair) -> str:
     warnings = list(results.warnings)
     if "box" in ours.question.get("prompt", ""):
         warnings.append(f"Asked with prompt={ours.question['prompt']}: the model was shown where the truth lies.")
+    if ours.question.get("training_rows_allowed"):
+        warnings.append("allow_training_rows=true: rows that the model was trained on were not refused.")
     if tuned := [name for name, rows in ours.question["rows"].items() if rows.get("part") == "val"]:
         warnings.append(
             f"Chosen on these rows: the part val of {listed(tuned)} picks the best checkpoint of a training, so "

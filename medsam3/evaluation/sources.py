@@ -16,7 +16,7 @@ from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers, BoxNoise, ModelAnswers
 from medsam3.evaluation.asking import queries
-from medsam3.evaluation.honesty import chosen_on, refuse_training_rows, training_record
+from medsam3.evaluation.honesty import chosen_on, refuse_training_rows, trained_on, training_record
 from medsam3.evaluation.mask_files import MASKS, MaskFiles
 from medsam3.files import file_hash
 from medsam3.model.detector import TextDetector
@@ -31,6 +31,7 @@ class Source:
     answers: Answers
     report: list[str]  # lines for the user
     chosen_on: list[str]  # data sets whose rows asked for have chosen the checkpoint
+    trained_on: dict[str, str]  # those that it may have seen rows of, and how one knows (allow_training_rows)
     checkpoint: str
     weights_sha256: str
     image_size: int | None
@@ -77,6 +78,7 @@ def open_source(
         answers=ModelAnswers(predictor, corpus, config.prompt, noise, config.evaluation.detected_from),
         report=report,
         chosen_on=chosen_on(record, corpus, parts),
+        trained_on=trained_on(record, corpus, parts, asked) if record and config.allow_training_rows else {},
         checkpoint=config.checkpoint,
         weights_sha256=weights,
         image_size=loaded.image_size,
@@ -107,6 +109,7 @@ def _files(config: EvaluateConfig, corpus: Corpus, asked: Mapping[str, list[Imag
         own_image_size=None,
         prediction=dataclasses.replace(config.prediction, rules=[MASKS]),
         chosen_on=[],
+        trained_on={},
         prompt=MASKS,
         box_noise=None,
         precision=None,

@@ -79,6 +79,8 @@ def test_a_checkpoint_is_not_evaluated_on_what_it_was_trained_on(run, data, tmp_
     assert "allow_training_rows=true" in done.stderr
     evaluate(run, data, tmp_path, "data.split.by=group", "allow_training_rows=true")
     assert question(tmp_path / "runs/evaluation")["training_rows_allowed"] is True
+    told = "TRAINED on rows of mni152: it was split by image in training and is split by group now"
+    assert told in (tmp_path / "runs/evaluation/table.md").read_text()
 
 
 def test_the_size_is_the_checkpoints_own_and_another_one_is_said_and_recorded(run, data, tmp_path):

@@ -11,7 +11,14 @@ import pytest
 from medsam3.config import EvaluationConfig, ForeignConfig, PrepareConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.evaluator import asked_images
-from medsam3.evaluation.honesty import TrainingRecord, chosen_on, refuse_training_rows, training_images, training_record
+from medsam3.evaluation.honesty import (
+    TrainingRecord,
+    chosen_on,
+    refuse_training_rows,
+    trained_on,
+    training_images,
+    training_record,
+)
 from medsam3.preparation.prepare import prepare
 
 ALL = EvaluationConfig(
@@ -71,6 +78,14 @@ def test_the_training_part_is_refused_by_its_split_and_by_its_images(corpus, spl
 def test_the_same_files_under_another_name_are_refused_with_what_they_were(corpus):
     with pytest.raises(ValueError, match=r"10 of the 12 images .* part of small\): p0_00, .*allow_training_rows=true"):
         refuse(corpus, record_of(corpus), copy="external")
+
+
+def test_where_training_rows_are_allowed_they_are_told(corpus):
+    parts = {"small": "train", "copy": "external"}
+    reasons = trained_on(record_of(corpus), corpus, parts, asked_images(corpus, parts, ALL))
+    assert reasons["small"] == "its part 'train' was trained on" and "10 of the 12 images" in reasons["copy"]
+    parts = {"small": "val"}
+    assert trained_on(record_of(corpus), corpus, parts, asked_images(corpus, parts, ALL)) == {}
 
 
 def test_what_a_checkpoint_had_seen_before_it_was_trained_further_counts(corpus, tmp_path):

@@ -183,8 +183,14 @@ def test_masks_without_scores_are_counted_all_the_same(tmp_path):
 def test_a_model_that_saw_the_box_is_not_passed_off_as_asked_by_text(tmp_path):
     found = read(write(tmp_path, [case("1", 0.5)], prompt="text_box"))
     assert "the model was shown where the truth lies" in found.text and "TRUE BOX" in found.row("Input")[1]
+    found = read(write(tmp_path, [case("1", 0.5)], prompt="text", training_rows_allowed=True))
+    assert "rows that the model was trained on were not refused" in found.text
     found = read(write(tmp_path, [case("1", 0.5)], prompt="text"))
-    assert "shown where" not in found.text and found.row("Input")[1].startswith("text alone")
+    assert (
+        "were not refused" not in found.text
+        and "shown where" not in found.text
+        and found.row("Input")[1].startswith("text alone")
+    )
 
 
 def test_without_absent_concepts_the_report_says_that_it_cannot_tell(tmp_path):
