@@ -102,17 +102,21 @@ def check_foreign(corpus: Corpus, config: ForeignConfig) -> None:
 def wordings(corpus: Corpus, rows: ImageRows, config: EvaluationConfig) -> dict[str, str]:
     """Phrase -> the concept in the image that it asks for: the evaluation's own words, and all of the vocabulary.
 
-    A concept that the vocabulary does not hold has none.
+    A concept that the vocabulary does not hold has none. A phrase that means several concepts of the data set stands
+    for the one that it is asked by, else for the first, whatever is in the image.
     """
     if not config.synonyms:
         return {}
-    vocabulary = shipped_scenes().vocabulary
+    asked = concepts_asked(rows, corpus.specs[rows.dataset], config)
+    concepts = dict.fromkeys([*corpus.specs[rows.dataset].concept_names, *asked])
+    owner = {corpus.prompt(rows.dataset, concept): concept for concept in concepts}
     found: dict[str, str] = {}
-    for concept, united in concepts_asked(rows, corpus.specs[rows.dataset], config).items():
-        known = vocabulary.find(concept)
-        if known and holds_any(rows, {concept: united}):
-            words = (corpus.prompt(rows.dataset, concept), known.name, *known.synonyms)
-            found |= dict.fromkeys(words, concept)
+    for concept in concepts:
+        known = shipped_scenes().vocabulary.find(concept)
+        words = (corpus.prompt(rows.dataset, concept), known.name, *known.synonyms) if known else ()
+        own = [word for word in words if owner.setdefault(word, concept) == concept]
+        if concept in asked and holds_any(rows, {concept: asked[concept]}):
+            found |= dict.fromkeys(own, concept)
     return found
 
 

@@ -63,6 +63,7 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
             table = volumes_markdown(results, [own for volumes in found.values() for own in volumes], left_out)
             if source.chosen_on:
                 table += f"- Chosen on these slices: {listed(source.chosen_on)}.\n"
+            table += "".join(f"- TRAINED on rows of {name}: {why}.\n" for name, why in source.trained_on.items())
             table += "".join(f"- {name}: {drift_words(drift)}.\n" for name, drift in drifts.items())
             question = question_of(config, source, rows_asked(corpus, parts, asked, config.evaluation))
             facts = {"volume": dataclasses.asdict(config.volume), "nsd_mm": config.nsd_mm} | volumes.facts

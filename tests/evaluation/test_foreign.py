@@ -164,6 +164,16 @@ def test_other_words_for_what_is_there_are_asked_and_kept_apart(corpus):
     assert {row.kind for row in found.reworded} == {"present"} and len(list(found.reworded)) == 2 * 4 * (12 + 6)
 
 
+def test_a_phrase_of_two_concepts_asks_for_the_one_whose_name_it_is_in_every_image(small_set, make_spec):
+    make_spec(concepts={1: "optic disc", 2: "optic nerve head"}, modality="fundus", scene="disc_fundus")
+    prepare(prepare_config(small_set[1]), [make_spec.folder])
+    corpus = open_corpus(small_set[1], "small", [make_spec.folder])
+    config = dataclasses.replace(ALL, synonyms=True)
+    alone, both = (wordings(corpus, rows, config) for rows in corpus.images("small", "all")[:2])
+    assert alone == dict.fromkeys(["optic disc", "optic disk", "optic papilla"], "optic disc")
+    assert both == alone | {"optic nerve head": "optic nerve head"}
+
+
 def test_further_words_take_no_pixel_and_are_asked_as_they_are():
     class Wide(Listener):
         def exclusive(self, dataset):
