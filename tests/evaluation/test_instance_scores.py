@@ -162,6 +162,7 @@ def test_a_group_that_is_drawn_twice_counts_as_two(monkeypatch):
         for scene in [(0.9 * scores + rng.uniform(0, 0.1, len(scores)), *masks)]  # none are equal
         if name == "cell" or group in "ab"
     ]
+    records.append(record("c9", "nerve", FALSE, "c"))  # predicted in a group where there is none
     taken = []
     monkeypatch.setattr(
         "medsam3.evaluation.instance_scores.statistic_intervals", lambda of, *_: taken.append(of) or [None] * 18

@@ -31,6 +31,7 @@ def test_all_predictions_of_a_score_come_in_the_models_order(lowest, kept):
 def test_a_score_that_is_equal_counts_as_in_the_union():
     (own,) = found({"liver": (math.inf, [math.log(0.7 / 0.3)], [[2.0, 2.0]])}, 0.7)
     assert own.scores.tolist() == [np.float32(0.7)]  # 0.69999999
+    assert dataclasses.replace(own, shown_from=0.7).shown.tolist() == [True]
 
 
 def test_nothing_is_made_where_nothing_is_asked():
