@@ -117,9 +117,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
             write_text(folder / "table.md", table)
             words = obedience(evaluation.results, evaluation.reworded)
-            write_text(
-                folder / "results.json", results_json(config.split, question, evaluation.scores, beside, words, single)
-            )
+            content = results_json(config.split, question, evaluation.scores, beside, words, single, source.chosen_on)
+            write_text(folder / "results.json", content)
             write_text(folder / "refusals.md", obedience_markdown(words))
             write_evaluation(folder, evaluation)
             write_table_3(folder, corpus, question, evaluation, baseline)

@@ -90,10 +90,10 @@ def _top(results: Pair) -> str:
         warnings.append(f"Asked with prompt={ours.question['prompt']}: the model was shown where the truth lies.")
     if ours.question.get("training_rows_allowed"):
         warnings.append("allow_training_rows=true: rows that the model was trained on were not refused.")
-    if tuned := [name for name, rows in ours.question["rows"].items() if rows.get("part") == "val"]:
+    if chosen := ours.results.chosen_on:
         warnings.append(
-            f"Chosen on these rows: the part val of {listed(tuned)} picks the best checkpoint of a training, so "
-            "that its numbers are a little too good. Quote those of rows that chose nothing."
+            f"Chosen on these rows: those of {listed(chosen)} picked this checkpoint from several, so its numbers are "
+            "a little too good. Quote those of rows that chose nothing."
         )
     return (
         f"<h1>Evaluation of {escape(str(ours.question.get('checkpoint', '')))}</h1>"

@@ -52,6 +52,7 @@ class Results:
     synonyms: Sequence[dict[str, Any]] = ()  # of results.json: see `Spread`
     instances: Mapping[str, InstanceScores] = field(default_factory=dict)  # by data set, if they were looked at
     single: Mapping[str, Rows] = field(default_factory=dict)  # IMAGE_METRICS of what is there, by data set
+    chosen_on: Sequence[str] = ()  # data sets on whose rows asked for the checkpoint was chosen
 
 
 def read_results(path: str | Path) -> Results:
@@ -81,7 +82,8 @@ def read_results(path: str | Path) -> Results:
     table = folder / "instances.csv"
     alone = _read_instances(table) if content.get("instances") and table.is_file() else {}
     single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
-    return Results(folder, question, rows, content.get("baseline"), synonyms, single, alone)
+    chosen_on = content.get("chosen_on", ())
+    return Results(folder, question, rows, content.get("baseline"), synonyms, single, alone, chosen_on)
 
 
 def _read_instances(path: Path) -> dict[str, Rows]:

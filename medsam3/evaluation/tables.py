@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,16 +101,19 @@ def results_json(
     baseline: str | None = None,
     obedience: Obedience | None = None,
     instances: Mapping[str, InstanceScores] | None = None,
+    chosen_on: Sequence[str] = (),
 ) -> str:
     """What was asked, and by each mask rule the scores per data set and their mean.
 
     Args:
         baseline: the results.json beside which the report shows this one, as seen from the folder of this one.
+        chosen_on: data sets on whose rows asked for the checkpoint was chosen.
     """
     content = {
         "checkpoint": question.checkpoint,
         "split": split,
         "baseline": baseline,
+        "chosen_on": list(chosen_on),
         "question": dataclasses.asdict(question),
         "rules": {
             rule: {

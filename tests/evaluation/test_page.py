@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,13 @@ def case(item: str, dice: float, concept: str = "optic cup", **changes: Any) -> 
     return QueryResult(**found | changes)
 
 
-def write(folder: Path, cases: list[QueryResult], baseline: str | None = None, **question: Any) -> Path:
+def write(
+    folder: Path,
+    cases: list[QueryResult],
+    baseline: str | None = None,
+    chosen_on: Sequence[str] = (),
+    **question: Any,
+) -> Path:
     """A folder as evaluate.py leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.csv").write_text("".join(results_csv(cases)), encoding="utf-8")
@@ -44,7 +51,8 @@ def write(folder: Path, cases: list[QueryResult], baseline: str | None = None, *
         rules.setdefault(rule, {"datasets": {}})["datasets"][name] = {"values": {"dice": mean}}
     asked = {"part": "test", "split_by": "group", "excluded": 2, "not_asked": 3, "split_sha256": "5" * 64}
     content = {"checkpoint": "runs/a", "ask": "all", "rows": {c.dataset: asked for c in cases}} | question
-    (folder / "results.json").write_text(json.dumps({"question": content, "rules": rules, "baseline": baseline}))
+    content = {"question": content, "rules": rules, "baseline": baseline, "chosen_on": chosen_on}
+    (folder / "results.json").write_text(json.dumps(content))
     return folder
 
 
@@ -259,6 +267,12 @@ def test_the_baseline_of_the_evaluation_is_found_again_or_its_loss_is_said(tmp_p
     found = read(ours)
     assert "No results.csv lies beside the baseline ../b/results.json" in found.text
     assert found.row("papila", "union")[2:4] == ["50.0", "25.0"]  # IoU follows
+
+
+def test_rows_that_chose_the_checkpoint_are_said_and_no_others(tmp_path):
+    chosen = read(write(tmp_path / "a", [case("1", 0.5)], chosen_on=["papila"]))
+    assert "Chosen on these rows: those of papila picked this checkpoint" in chosen.text
+    assert "Chosen on" not in read(write(tmp_path / "b", [case("1", 0.5)])).text  # as of untrained weights, or files
 
 
 def test_best_median_and_worst(tmp_path):
