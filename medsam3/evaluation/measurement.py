@@ -19,7 +19,7 @@ from medsam3.evaluation.instance_scores import InstanceScores, InstanceTallies
 from medsam3.evaluation.instance_tables import instance_table, instances_csv
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.metrics import check_metrics
-from medsam3.evaluation.obedience import obedience
+from medsam3.evaluation.obedience import Obedience, obedience
 from medsam3.evaluation.obedience_tables import obedience_markdown
 from medsam3.evaluation.page import write_report
 from medsam3.evaluation.question import Question, Rows, rows_asked
@@ -29,6 +29,7 @@ from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.evaluation.table3 import write_table_3
 from medsam3.evaluation.tables import (
+    Baseline,
     prompt_table,
     read_baseline,
     results_csv,
@@ -67,7 +68,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         asked = asked_images(corpus, parts, config.evaluation)
         source = open_source(config, corpus, parts, asked, device)
         question = question_of(config, source, rows_asked(corpus, parts, asked, config.evaluation))
-        differences = baseline.differences(question) if baseline else []
+        if baseline:
+            baseline.differences(question)  # an error now rather than after the work
         say = print if distributed.is_main() else lambda *_: None
         for line in source.report:
             say(line)
@@ -97,37 +99,51 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured, again).overlays
             again.discard()
         if distributed.is_main():
-            beside = os.path.relpath(config.baseline, folder) if config.baseline else None
-            titles = {name: spec.title for name, spec in corpus.specs.items()}
-            table = rule_tables(
-                evaluation.scores, titles, baseline.scores if baseline else None, dice_intervals(evaluation.results)
-            )
-            single = _single(evaluation, corpus) if config.evaluation.instances else {}
-            if single:
-                table += f"\n{instance_table(single, titles, baseline.instances if baseline else {})}"
-                write_lines(folder / INSTANCES, instances_csv(evaluation.findings))
-            else:
-                (folder / INSTANCES).unlink(missing_ok=True)
-            if chosen := source.chosen_on:
-                table += f"\nChosen on these rows: {listed(chosen)}. The checkpoint is the best on them of several; "
-                table += "data.split.test_fraction, in training, gives a part that only reports.\n"
-            for name, reason in source.trained_on.items():
-                table += f"\nTRAINED on rows of {name}: {reason} (allow_training_rows=true). Not to be quoted.\n"
-            if differences:
-                table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
-            write_text(folder / "table.md", table)
-            words = obedience(evaluation.results, evaluation.reworded)
-            content = results_json(config.split, question, evaluation.scores, beside, words, single, source.chosen_on)
-            write_text(folder / "results.json", content)
-            write_text(folder / "refusals.md", obedience_markdown(words))
-            write_evaluation(folder, evaluation)
-            write_table_3(folder, corpus, question, evaluation, baseline)
-            say(f"\n{table}\nresults.csv, results.json, table.md, refusals.md and overlays/ lie in {folder}")
+            words = _write(folder, config, corpus, source, question, baseline, evaluation)
         journal.discard()
         if distributed.is_main():
             say(f"report   {write_report(folder)}")
             show_in_wandb(config, folder, evaluation, words)
         return evaluation
+
+
+def _write(
+    folder: Path,
+    config: EvaluateConfig,
+    corpus: Corpus,
+    source: Source,
+    question: Question,
+    baseline: Baseline | None,
+    evaluation: Evaluation,
+) -> Obedience:
+    """Everything but the report; what of the table the console shows too."""
+    beside = os.path.relpath(config.baseline, folder) if config.baseline else None
+    titles = {name: spec.title for name, spec in corpus.specs.items()}
+    table = rule_tables(
+        evaluation.scores, titles, baseline.scores if baseline else None, dice_intervals(evaluation.results)
+    )
+    single = _single(evaluation, corpus) if config.evaluation.instances else {}
+    if single:
+        table += f"\n{instance_table(single, titles, baseline.instances if baseline else {})}"
+        write_lines(folder / INSTANCES, instances_csv(evaluation.findings))
+    else:
+        (folder / INSTANCES).unlink(missing_ok=True)
+    if chosen := source.chosen_on:
+        table += f"\nChosen on these rows: {listed(chosen)}. The checkpoint is the best on them of several; "
+        table += "data.split.test_fraction, in training, gives a part that only reports.\n"
+    for name, reason in source.trained_on.items():
+        table += f"\nTRAINED on rows of {name}: {reason} (allow_training_rows=true). Not to be quoted.\n"
+    if differences := baseline.differences(question) if baseline else []:
+        table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
+    write_text(folder / "table.md", table)
+    words = obedience(evaluation.results, evaluation.reworded)
+    content = results_json(config.split, question, evaluation.scores, beside, words, single, source.chosen_on)
+    write_text(folder / "results.json", content)
+    write_text(folder / "refusals.md", obedience_markdown(words))
+    write_evaluation(folder, evaluation)
+    write_table_3(folder, corpus, question, evaluation, baseline)
+    print(f"\n{table}\nresults.csv, results.json, table.md, refusals.md and overlays/ lie in {folder}")
+    return words
 
 
 def question_of(config: EvaluateConfig, source: Source, rows: dict[str, Rows]) -> Question:
