@@ -39,11 +39,13 @@ def test_the_spacing_counts_in_the_order_of_the_array():
     truth, answer = blocks((4, 6, 0, 12, 0, 12)), blocks((7, 9, 0, 12, 0, 12))  # 3 slices apart
     near, far = (semantic_scores(answer, truth, [1], spacing)[1] for spacing in ((0.5, 9, 9), (9, 0.5, 0.5)))
     assert near > 0.9 > 0.5 > far
+    # of the faces at 4, 6 and 7, 9 mm the inner two lie within 2 mm
+    assert semantic_scores(answer, truth, [1], (1, 9, 9))[1] == pytest.approx(0.5, abs=0.1)
 
 
 def test_objects_found_by_hand():
     truth = blocks((0, 2, 0, 2, 0, 6), (4, 6, 0, 2, 0, 6), (8, 10, 0, 2, 0, 6))
-    answer = blocks((0, 2, 0, 2, 0, 4), (4, 6, 0, 2, 4, 10), (11, 12, 0, 2, 0, 6))  # IoU 16/24, 8/40, 0
+    answer = blocks((0, 2, 0, 2, 0, 4), (4, 6, 0, 2, 4, 10), (8, 10, 0, 2, 2, 10))  # IoU 16/24, 8/40, 16/40
     f1, dsc_tp = instance_scores(answer, truth)
     assert f1 == pytest.approx(2 * 1 / (3 + 3)) and dsc_tp == pytest.approx(2 * 16 / (16 + 24))
     assert instance_scores(truth, truth) == (1.0, 1.0)
