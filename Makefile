@@ -32,7 +32,7 @@ test: setup
 test-newest: setup
 	$(PYTHON3) -m venv --clear .venv-newest
 	echo $(CURDIR)/.venv/lib/python3*/site-packages > $$(echo .venv-newest/lib/python3*/site-packages)/locked.pth
-	$(NEWEST)/python $(INSTALL) --upgrade --upgrade-strategy eager --editable '.[dev,dicom]'
+	$(NEWEST)/python $(INSTALL) --upgrade --upgrade-strategy eager --editable '.[dev,dicom,lora]'
 	$(NEWEST)/python -m pip freeze --path $$(echo .venv-newest/lib/python3*/site-packages)
 	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest --numprocesses $(JOBS) -m 'not slow'
 
