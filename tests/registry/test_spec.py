@@ -71,7 +71,7 @@ MISTAKES = {
     "unknown option": ({"options": {"treshold": 1}}, ["options: unknown key 'treshold'", "'threshold'"]),
     "option of a wrong type": ({"options": {"window": [1, 2, 3]}}, ["options: window=[1, 2, 3]"]),
     "threshold with two concepts": ({"options": {"threshold": 9}}, ["options.threshold", "several"]),
-    "numbered instances of two concepts": ({"instances": "labels"}, ["instances: labels", "one entry"]),
+    "numbered instances of two concepts": ({"instances": "labels"}, ["instances: labels", "one key"]),
     "key that is no value": ({"concepts": {"polyp": "polyp"}}, ["'polyp' is neither a whole number nor a colour"]),
     "unknown annotators": ({"options": {"annotators": "mean"}}, ["annotators='mean'", "first, union"]),
     "unknown missing_mask": ({"options": {"missing_mask": "skip"}}, ["missing_mask='skip'", "error, exclude, absent"]),

@@ -7,6 +7,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from medsam3.training import record, trainer
 
@@ -15,7 +16,7 @@ def test_the_licences_of_earlier_runs_bind_too(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(record, "save_transformers_folder", lambda *arguments: written.append(arguments[4]))
     monkeypatch.setattr(record, "processor", lambda *_: None)
-    loaded = SimpleNamespace(model=None, tokenizer=SimpleNamespace(tokenizer=None))
+    loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), tokenizer=SimpleNamespace(tokenizer=None))
     corpus = SimpleNamespace(specs={}, split_by="image", test_fraction=0.0, split_hash=None)
     settings = SimpleNamespace(
         name="second",
