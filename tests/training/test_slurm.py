@@ -1,4 +1,4 @@
-"""The batch script on a cluster of stand-ins: two tasks, a signal before the time is up, and the same command again."""
+"""The batch script on a cluster of stand-ins: two tasks, and a signal before the time is up."""
 
 from __future__ import annotations
 
@@ -56,8 +56,5 @@ def test_a_job_that_is_out_of_time_saves_and_is_queued_again(data, tmp_path):
     assert job.wait(timeout=240) == 75
     assert (tmp_path / "scontrol.log").read_text() == f"requeue {os.getpid()}\n"
     done = logged(tmp_path)
-    assert 0 < len(done) < 12
-    command[-1] = "trainer.max_steps=13"  # may grow; short, as the schedule is not looked at here
-    assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=240).returncode == 0
-    assert logged(tmp_path) == list(range(1, 14))
-    assert len((tmp_path / "scontrol.log").read_text().splitlines()) == 1
+    assert done == list(range(1, len(done) + 1)) and len(done) < 12
+    assert (tmp_path / "run/last/state.pt").is_file()
