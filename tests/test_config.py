@@ -134,6 +134,15 @@ def test_own_data_is_recommended_on_a_single_gpu_and_names_its_sets():
     assert [min(100 * images // batch, own.trainer.max_steps) for images in (17, 17_000)] == [425, 20_000]
 
 
+@pytest.mark.parametrize("hardware", sorted(path.stem for path in (ROOT / "configs/hardware").glob("*.yaml")))
+def test_settings_for_a_card_win_over_those_of_the_experiment(hardware):
+    config = load("experiment=recommended", f"hardware={hardware}")
+    assert config.name == "recommended" and config.loss.variant == "sam3"
+    small = hardware in ("gpu_16gb", "gpu_12gb")
+    assert config.model.adapt.mode == ("lora" if small else "full")
+    assert config.trainer.images_per_process == (4 if hardware in ("gpu_80gb", "gpu_48gb") else 1)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_under_its_own_name(experiment):
     config = load(f"experiment={experiment}", *(["datasets=drive"] if experiment == "own_data" else []))
