@@ -107,6 +107,12 @@ def parse_arguments() -> argparse.Namespace:
     recipe.add_argument("--image-size", type=int, default=112, help="px (%(default)s)")
     recipe.add_argument("--overrides", nargs="*", default=[], help="where the data lie: data.root=DIR")
     recipe.set_defaults(measure=recipe_tables)
+    add_plan(commands)
+    add_evaluation(commands)
+    return parser.parse_args()
+
+
+def add_plan(commands: Any) -> None:
     plans = commands.add_parser("plan", help="memory and time of a step on a GPU, computed without one")
     plans.add_argument("--model", choices=("sam3", "tiny"), default="sam3", help="(%(default)s: the released size)")
     plans.add_argument("--card", choices=tuple(CARDS), default="h100", help="%(default)s")
@@ -115,8 +121,6 @@ def parse_arguments() -> argparse.Namespace:
     plans.add_argument("--instances", type=int, metavar="N", help=f"per query ({TYPICAL_INSTANCES})")
     plans.add_argument("overrides", nargs="*", help="of the training configuration, such as hardware=gpu_24gb")
     plans.set_defaults(measure=plan_table)
-    add_evaluation(commands)
-    return parser.parse_args()
 
 
 def add_evaluation(commands: Any) -> None:

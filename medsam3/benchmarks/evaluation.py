@@ -115,7 +115,7 @@ def main(queries: int, folder: str) -> None:
     evaluation = collected(journal, images, [SYNTHETIC])
     intervals = dice_intervals(evaluation.results)
     extremes = extreme_images(evaluation, asked)
-    write_evaluation(Path(folder), evaluation)
+    write_evaluation(Path(folder), evaluation, synonyms=False)
     assert intervals["top1"][SYNTHETIC].rows == queries and extremes[SYNTHETIC]
     costs = QueryCosts(
         queries=queries,

@@ -1,4 +1,4 @@
-"""Plans of training steps as tables: what `benchmark.py plan` prints, and `step` beside what it measures."""
+"""Plans of training steps as tables: what `benchmark.py plan` prints."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _write(
     content = results_json(config.split, question, evaluation.scores, beside, words, single, source.chosen_on)
     write_text(folder / "results.json", content)
     write_text(folder / "refusals.md", obedience_markdown(words))
-    write_evaluation(folder, evaluation)
+    write_evaluation(folder, evaluation, config.evaluation.synonyms)
     write_table_3(folder, corpus, question, evaluation, baseline)
     print(f"\n{table}\nresults.csv, results.json, table.md, refusals.md and overlays/ lie in {folder}")
     return words
@@ -186,11 +186,11 @@ def _instances(config: EvaluateConfig) -> str | None:
     return f"predictions of a score of {config.evaluation.instance_score} or more"
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write results.csv, synonyms.csv, prompts.md and overlays/*.png; those of an earlier evaluation are removed."""
+def write_evaluation(folder: Path, evaluation: Evaluation, synonyms: bool) -> None:
+    """Write results.csv, with `synonyms` synonyms.csv, prompts.md and overlays/*.png; those of before are removed."""
     write_lines(folder / "results.csv", results_csv(evaluation.results))
     (folder / SYNONYMS).unlink(missing_ok=True)
-    if any(True for _ in evaluation.reworded):
+    if synonyms and any(True for _ in evaluation.reworded):
         write_lines(folder / SYNONYMS, results_csv(evaluation.reworded))
     (folder / "prompts.md").unlink(missing_ok=True)
     if evaluation.prompt_dice:  # a data set of several concepts

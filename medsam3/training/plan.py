@@ -44,8 +44,6 @@ FUSED = {  # parts of which torch.compile makes one kernel between two matrix pr
     "all": frozenset(("vision", "encoder", "decoder", "mask_head", "loss")),
 }
 LAUNCH_S = 8e-6  # that the host takes to start a kernel
-
-
 TYPICAL_INSTANCES = 3  # per query, where a run is planned before it has seen its data
 REMEDIES = (
     "lower trainer.images_per_process or data.max_queries, set model.activation_checkpointing=all or "

@@ -84,23 +84,14 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     state = read_last(folder / "last", stored_config)
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = _loaded(config, folder / "last" if state else None)
-    planned = ""
-    if device.type == "cuda":
-        total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-        checkpointing, planned = fitting(config, cast(Sam3Config, loaded.model.config), total_gib, processes)
-    else:
-        checkpointing = config.model.activation_checkpointing.replace("auto", "none")
+    checkpointing, planned = _checkpointing(config, loaded, device)
     freeze_unreached(loaded.model, config.loss.variant)
     adapt(loaded.model, config.model.adapt)
     decay = config.trainer.average_decay
     average = None if decay is None else averaged_weights(loaded.model, decay, device)
     regularise(loaded.model, config.model.regularisation)
-    detector = TextDetector(
-        loaded.model,
-        config.model.one_to_many_queries,
-        checkpointing,
-        HEADS[config.loss.variant],
-    ).to(device)
+    one_to_many, heads = config.model.one_to_many_queries, HEADS[config.loss.variant]
+    detector = TextDetector(loaded.model, one_to_many, checkpointing, heads).to(device)
     detector.compile_parts(config.model.compile, device)
     factor = batch_factor(config.optim, config.trainer, processes)
     optimizer = build_optimizer(loaded.model, config.optim, factor)
@@ -143,6 +134,14 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     )
     _say(run, rates, planned, state["config"]["processes"] if state else None)
     return run
+
+
+def _checkpointing(config: TrainConfig, loaded: LoadedModel, device: torch.device) -> tuple[str, str]:
+    """What backward computes anew, and what the log says of memory; a CPU's is not planned. Errors: see `fitting`."""
+    if device.type != "cuda":
+        return config.model.activation_checkpointing.replace("auto", "none"), ""
+    total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return fitting(config, cast(Sam3Config, loaded.model.config), total_gib, distributed.world_size())
 
 
 def _loaded(config: TrainConfig, last: Path | None) -> LoadedModel:

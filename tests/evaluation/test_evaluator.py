@@ -114,7 +114,7 @@ def test_a_checkpoint_that_diverged_is_refused(run, data, tmp_path):
 def test_one_concept_has_no_table_of_prompts(run, data, tmp_path):
     (tmp_path / "runs/run").mkdir(parents=True)
     (tmp_path / "runs/run/prompts.md").write_text("of an earlier evaluation")
-    write_evaluation(tmp_path / "runs/run", Evaluation(findings=[], scores={}, prompt_dice={}, overlays={}))
+    write_evaluation(tmp_path / "runs/run", Evaluation(findings=[], scores={}, prompt_dice={}, overlays={}), True)
     assert not (tmp_path / "runs/run/prompts.md").exists()
 
 
