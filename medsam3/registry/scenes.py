@@ -17,6 +17,7 @@ from medsam3.registry.spec import MODALITIES, DatasetSpec
 from medsam3.registry.vocabulary import MANIFESTS, Vocabulary
 
 SCENE_FILE = MANIFESTS / "scenes.yaml"
+SMALL = "microscopy"  # a value of MODALITIES
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,15 @@ class SceneTable:
     def unseen(self, scene: str | None, modality: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Hard and easy names that a scene cannot show, each in the order of the file.
 
-        Where no scene is named, the picture may be any of the modality's family: then only names that have nothing to
-        do with any scene of that family are left, and all of them are easy.
+        Where no scene is named, a picture may show any part of the body, eye and skin among them: a head has eyes. Then
+        only names that have nothing to do with any such scene are left; under the microscope, where any organ may lie,
+        only those of no scene at all. All of them are easy.
         """
         if scene is not None:
             return self._absent[scene]
-        family = {s for s, entry in self.scenes.items() if MODALITIES[entry.modality] == MODALITIES[modality]}
-        return (), tuple(name for name in self.seen_in if family.isdisjoint(self.seen_in[name] | self._near[name]))
+        small = {name for name, entry in self.scenes.items() if MODALITIES[entry.modality] == SMALL}
+        possible = set(self.scenes) if MODALITIES[modality] == SMALL else set(self.scenes) - small
+        return (), tuple(name for name in self.seen_in if possible.isdisjoint(self.seen_in[name] | self._near[name]))
 
     def _split(self, scene: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         unseen = [name for name, seen in self.seen_in.items() if scene not in seen]

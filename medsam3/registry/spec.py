@@ -31,16 +31,16 @@ PAPER = frozenset(
     """.split()  # noqa: SIM905  (a line for each name would be a page)
 )
 UNION = "*"  # the key of the concept that holds those of all keys
-# Modality -> family: what a picture whose scene nobody names might show (scenes.py).
+# Modality -> what a picture whose scene nobody names might show: any part of the body, or anything that is small.
 MODALITIES = {
     "x-ray": "body",
     "ct": "body",
     "mr": "body",
     "ultrasound": "body",
     "endoscopy": "body",
-    "fundus": "eye",
-    "oct": "eye",
-    "dermoscopy": "skin",
+    "fundus": "body",
+    "oct": "body",
+    "dermoscopy": "body",
     "pathology": "microscopy",
     "microscopy": "microscopy",
     "electron microscopy": "microscopy",
