@@ -93,7 +93,9 @@ class Corpus:
             kind = "of the paper" if name in PAPER else "example" if "example" in spec.used_for else "of yours"
             named.setdefault(kind, []).append(name)
         sets = " + ".join(f"{len(names)} {kind} ({listed(names, 8)})" for kind, names in named.items())
-        return f"{sets}: {numbers} images (parts by {self.split_by})"
+        untested = [name for name in self.specs if self.test_fraction and self.part_to_report(name) == "val"]
+        lacking = f"; no test part, too few {self.split_by}s: {listed(untested, 8)}: val chooses and reports"
+        return f"{sets}: {numbers} images (parts by {self.split_by}){lacking if untested else ''}"
 
 
 def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDER,)) -> Corpus:

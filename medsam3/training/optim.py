@@ -55,7 +55,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, factor: float = 1.0) 
         rate = rates[part] * layer_multiplier(name, config.layer_decay, depth) * factor
         weight_decay = 0.0 if name in undecayed else config.weight_decay
         found = BLOCK.match(name)
-        block = int(found.group(1)) + 1 if found else 0
+        block = int(found.group(1)) + 1 if found and config.layer_decay != 1 else 0  # else all have one rate
         group = groups.setdefault(
             (part, rate, weight_decay),
             {"params": [], "part": part, "block": block, "lr": rate, "base_lr": rate, "weight_decay": weight_decay},

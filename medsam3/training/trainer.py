@@ -150,7 +150,8 @@ def _run_epoch(run: Run, bar: tqdm, watch: distributed.Watch) -> None:
             values = run.meter.read(run.optimizer)
             run.log.scalars(progress.step, values)
             loss = values.get("loss/total", math.nan)  # none if every step was left out
-            bar.set_postfix_str(f"loss {loss:.3g}, {values['speed/images_per_s']:.2f} images/s")
+            clipped, speed = values["clipped_share"], values["speed/images_per_s"]
+            bar.set_postfix_str(f"loss {loss:.3g}, clipped {clipped:.0%}, {speed:.2f} images/s")
         if run.stopped:
             _stop(run)
         if progress.step == run.total_steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -453,6 +454,15 @@ def test_the_corpus_answers_for_its_data_sets(corpus, small_set):
     assert corpus.exclusive("small") == ("left square", "right square")
     assert len(corpus.images("small", "all")) == 12 == len(corpus.images("small", "val")) + 10
     assert corpus.describe() == "1 of yours (small): 10 train, 2 val images (parts by image)"
+    data = dataclasses.replace(small_set[1], split=dataclasses.replace(small_set[1].split, test_fraction=0.075))
+    with_test = open_corpus(data, "small", [corpus.split_file("small").parent.parent / "specs"])
+    assert with_test.describe() == "1 of yours (small): 10 train, 1 val, 1 test images (parts by image)"
+    data = dataclasses.replace(data, split=dataclasses.replace(data.split, by="group"))
+    few = open_corpus(data, "small", [corpus.split_file("small").parent.parent / "specs"])
+    assert few.describe() == (
+        "1 of yours (small): 9 train, 3 val images (parts by group); no test part, too few groups: small: val chooses "
+        "and reports"
+    )
 
 
 def test_a_set_without_validation_images_is_refused_before_any_work(small_set, make_spec, tmp_path):

@@ -194,6 +194,13 @@ def test_recommended_holds_more_than_half_of_its_rates_in_every_part(full_model)
     assert set(rates) == {*vars(PAPER), *(f"vision block {block}" for block in (32, 24, 16, 9, 1))}
 
 
+def test_without_layer_decay_all_blocks_are_one_row():
+    cfg, model = config(PAPER, 1.0, 0.0), load_sam3("tiny", 56).model
+    model.vision_encoder.requires_grad_(False)
+    model.vision_encoder.backbone.layers.requires_grad_(True)  # as with adapters
+    assert {rates.name for rates in rates_of_run(build_optimizer(model, cfg), 10, cfg)} == set(vars(PAPER))
+
+
 def test_rates_follow_the_root_of_the_images_of_a_step(full_model):
     four, sixteen = (rates_of("recommended", full_model, processes)["decoder"].peak for processes in (4, 16))
     assert sixteen == pytest.approx(2 * four, rel=1e-3) and four == pytest.approx(1e-4, rel=1e-3)
