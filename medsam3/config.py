@@ -226,7 +226,7 @@ class ForeignConfig:
 class EvaluationConfig:
     """What is asked and shown; the same in validation and in evaluate.py."""
 
-    metrics: list[str] = MISSING  # names of evaluation/metrics.METRICS, dice among them
+    metrics: list[str] = MISSING  # names of metrics/masks.METRICS, dice among them
     instances: bool = MISSING  # also AP, F1, PQ and cgF1 of single instances, whatever the mask rules
     instance_score: float = MISSING  # 0..1; of them, predictions of a lower score are not looked at
     concepts: Any = MISSING  # ours | paper (its task, where a data set has paper_concepts) | [concept, ...]

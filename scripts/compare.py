@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from medsam3.evaluation.comparison import Contestant, Settings, compare
-from medsam3.evaluation.comparison_tables import comparison_json, comparison_markdown
-from medsam3.evaluation.results import pick, read_results
 from medsam3.files import write_text
+from medsam3.reports.comparison_tables import comparison_json, comparison_markdown
+from medsam3.results.comparison import Contestant, Settings, compare
+from medsam3.results.folder import pick, read_results
 
 
 def main() -> None:

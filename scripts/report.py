@@ -4,7 +4,7 @@ from pathlib import Path
 
 from medsam3.command_line import run_script
 from medsam3.config import ReportConfig, register_schemas
-from medsam3.evaluation.page import write_report
+from medsam3.reports.page import write_report
 
 
 def report(config: ReportConfig) -> None:

@@ -2,7 +2,7 @@
 
 from medsam3.command_line import run_script
 from medsam3.config import ChallengeConfig, register_schemas
-from medsam3.evaluation.challenge import score
+from medsam3.metrics.challenge import score
 
 if __name__ == "__main__":
     register_schemas()

@@ -21,7 +21,8 @@ GROUND = (
     "command_line",
 )
 DATA = ("registry", "layouts", "data", "preparation")
-NETWORK = ("checkpoints", "model", "prediction", "evaluation", "training", "benchmarks")
+MODEL = ("checkpoints", "model", "scans", "prediction")
+NETWORK = (*MODEL, "metrics", "results", "reports", "evaluation", "training", "benchmarks")
 BEFORE = {room: (*GROUND, *DATA[:i]) for i, room in enumerate(DATA)}
 BEFORE |= {room: (*GROUND, *DATA[:3], *NETWORK[:i]) for i, room in enumerate(NETWORK)}
 BEFORE |= {
@@ -36,7 +37,7 @@ BEFORE |= {
     "checks": ("bounds", "config", "messages"),
     "command_line": ("checks", "config", "distributed", "folders", "messages"),
     "checkpoints": (*GROUND, "registry"),
-    "demo": (*GROUND, *DATA[:3], *NETWORK[:3]),
+    "demo": (*GROUND, *DATA[:3], *MODEL),
 }
 MODULES = sorted(path for path in (ROOT / "medsam3").rglob("*.py") if path.name != "__init__.py")
 

@@ -22,16 +22,16 @@ from medsam3.config import EvaluateConfig, register_schemas
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import ModelAnswers
-from medsam3.evaluation.asking import PRESENT
 from medsam3.evaluation.evaluator import asked_images, collected, run_evaluation
-from medsam3.evaluation.extremes import extreme_images
-from medsam3.evaluation.findings import Finding, Journal
 from medsam3.evaluation.measurement import write_evaluation
-from medsam3.evaluation.scores import QueryResult, dice_intervals
 from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import load_sam3
 from medsam3.prediction.image import ImagePredictor
+from medsam3.reports.extremes import extreme_images
+from medsam3.results.asking import PRESENT
+from medsam3.results.findings import Finding, Journal
+from medsam3.results.scores import QueryResult, dice_intervals
 
 
 def evaluate_config(*overrides: str) -> EvaluateConfig:

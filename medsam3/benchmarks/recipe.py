@@ -37,9 +37,9 @@ from medsam3.config import TrainConfig, register_schemas
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.evaluator import asked_images
-from medsam3.evaluation.refusals import presence_auroc
 from medsam3.files import file_hash
 from medsam3.layouts.instances import Mask
+from medsam3.metrics.refusals import presence_auroc
 from medsam3.model.detector import TextDetector
 from medsam3.prediction.image import ImagePredictor
 from medsam3.registry.scenes import AbsentPool, shipped_scenes

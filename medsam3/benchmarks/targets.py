@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medsam3.data.corpus import Corpus
-from medsam3.evaluation.metrics import Overlap, dice
-from medsam3.evaluation.scores import DRAWS, LEVEL, SEED
-from medsam3.evaluation.statistics import MeanInterval, mean_interval
 from medsam3.layouts.instances import Mask
+from medsam3.metrics.masks import Overlap, dice
+from medsam3.metrics.statistics import MeanInterval, mean_interval
+from medsam3.results.scores import DRAWS, LEVEL, SEED
 
 IMAGES = 30  # of a data set, at most
 

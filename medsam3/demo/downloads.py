@@ -13,8 +13,8 @@ from medsam3.files import write_text
 from medsam3.prediction.image import Answer, Prediction
 from medsam3.prediction.jobs import Picture
 from medsam3.prediction.outputs import PictureResult, file_name, json_text, write_masks, write_overlay
-from medsam3.prediction.scan import Scan
 from medsam3.prediction.volume_outputs import write_scan_results
+from medsam3.scans.scan import Scan
 
 
 def archive(study: Study, threshold: float, place: Path, model: str, weights: str) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from medsam3.config import DemoConfig
 from medsam3.demo.study import Study
-from medsam3.prediction.picture_files import Shown
-from medsam3.prediction.scan import read_scan
+from medsam3.scans.picture_files import Shown
+from medsam3.scans.scan import read_scan
 
 FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 PROMPTS = "brain, gray matter, white matter"

@@ -18,8 +18,8 @@ from medsam3.config import DemoConfig
 from medsam3.layouts.instances import Mask
 from medsam3.prediction.image import ImagePredictor, Query
 from medsam3.prediction.jobs import DICOM, PICTURES, VOLUMES
-from medsam3.prediction.picture_files import Shown, read_picture
-from medsam3.prediction.scan import Scan, read_scan
+from medsam3.scans.picture_files import Shown, read_picture
+from medsam3.scans.scan import Scan, read_scan
 
 FLOOR = 0.05  # instances of a lower score are not kept; the lowest threshold that can be asked for
 RULE = "union"

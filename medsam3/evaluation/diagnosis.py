@@ -12,13 +12,13 @@ from pathlib import Path
 from medsam3 import distributed
 from medsam3.checks import check
 from medsam3.config import EvaluateConfig
-from medsam3.evaluation.comparison import Contestant, Duel, Settings, compare
-from medsam3.evaluation.comparison_tables import comparison_json, comparison_markdown
 from medsam3.evaluation.measurement import evaluate
-from medsam3.evaluation.metrics import METRICS
-from medsam3.evaluation.results import read_results
 from medsam3.files import write_text
 from medsam3.messages import markdown_table
+from medsam3.metrics.masks import METRICS
+from medsam3.reports.comparison_tables import comparison_json, comparison_markdown
+from medsam3.results.comparison import Contestant, Duel, Settings, compare
+from medsam3.results.folder import read_results
 
 PROMPTS = ("text", "box", "noisy_box", "text_box")
 SETTINGS = Settings(

@@ -23,16 +23,16 @@ from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers
-from medsam3.evaluation.asking import concepts_asked, foreign_words, holds_any, wordings
-from medsam3.evaluation.findings import Evaluation, Finding, Journal, summary
 from medsam3.evaluation.judgement import Judgement, Truth, judge, words_asked
 from medsam3.evaluation.mask_files import MaskWriter
-from medsam3.evaluation.metrics import METRICS
 from medsam3.evaluation.outline_workers import OutlineWorkers
-from medsam3.evaluation.pictures import overlay
 from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.layouts.instances import Instances
+from medsam3.metrics.masks import METRICS
 from medsam3.prediction.image import Prediction
+from medsam3.reports.pictures import overlay
+from medsam3.results.asking import concepts_asked, foreign_words, holds_any, wordings
+from medsam3.results.findings import Evaluation, Finding, Journal, summary
 
 
 class TruthImages(Dataset[tuple[ImageRows, np.ndarray, dict[str, Truth]]]):

@@ -12,17 +12,17 @@ from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Boxes
-from medsam3.evaluation.asking import MARKED, PRESENT, is_exhaustive
-from medsam3.evaluation.counting import PixelCounter
-from medsam3.evaluation.findings import Finding
-from medsam3.evaluation.instance_records import InstanceRecord
-from medsam3.evaluation.metrics import MM, PX, MaskPair, Overlap, measure
 from medsam3.evaluation.outline_workers import OutlineWorkers
-from medsam3.evaluation.scores import QueryResult
-from medsam3.evaluation.swapped import NOT_SWAPPED, Swapped, swapped_dice
 from medsam3.layouts.instances import Instances, Mask
 from medsam3.layouts.packed_masks import PackedMasks, pack_instances
+from medsam3.metrics.counting import PixelCounter
+from medsam3.metrics.masks import MM, PX, MaskPair, Overlap, measure
+from medsam3.metrics.swapped import NOT_SWAPPED, Swapped, swapped_dice
 from medsam3.prediction.image import Prediction
+from medsam3.results.asking import MARKED, PRESENT, is_exhaustive
+from medsam3.results.findings import Finding
+from medsam3.results.instance_records import InstanceRecord
+from medsam3.results.scores import QueryResult
 
 MATRIX_CONCEPTS = 12  # a data set with more concepts gets no prompt matrix
 

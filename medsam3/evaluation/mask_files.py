@@ -45,10 +45,10 @@ from medsam3.layouts.pixels import read_mask
 from medsam3.messages import listed, one_of
 from medsam3.prediction.detections import ScoredInstances
 from medsam3.prediction.image import Answer, Prediction
+from medsam3.results.question import MASKS
 
 LEGEND = "dataset.json"
 ENDING = ".png"
-MASKS = "masks"  # the mask rule of masks that came as files
 TRUTH = "truth"  # beside the rules, of volumes
 SOME_ALONE = "; evaluation.concepts=[...] asks for some concepts alone"
 Asked = Mapping[str, Mapping[str, Sequence[str]]]  # data set -> image -> concepts

@@ -11,24 +11,21 @@ from medsam3 import distributed
 from medsam3.config import EvaluateConfig, ForeignConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import split_file
-from medsam3.evaluation.asking import check_concepts, check_foreign, queries
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
-from medsam3.evaluation.extremes import EXTREMES, extreme_images
-from medsam3.evaluation.findings import Evaluation, Journal
-from medsam3.evaluation.instance_scores import InstanceScores, InstanceTallies
-from medsam3.evaluation.instance_tables import instance_table, instances_csv
 from medsam3.evaluation.mask_files import MaskWriter
-from medsam3.evaluation.metrics import check_metrics
-from medsam3.evaluation.obedience import Obedience, obedience
-from medsam3.evaluation.obedience_tables import obedience_markdown
-from medsam3.evaluation.page import write_report
-from medsam3.evaluation.question import Question, Rows, rows_asked
-from medsam3.evaluation.scores import DRAWS, dice_intervals
-from medsam3.evaluation.shown import show_in_wandb
 from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.stopwatch import Stopwatch
-from medsam3.evaluation.table3 import write_table_3
-from medsam3.evaluation.tables import (
+from medsam3.files import writable_folder, write_lines, write_text
+from medsam3.messages import listed
+from medsam3.metrics.masks import check_metrics
+from medsam3.registry.spec import load_specs
+from medsam3.reports.extremes import EXTREMES, extreme_images
+from medsam3.reports.instance_tables import instance_table, instances_csv
+from medsam3.reports.obedience_tables import obedience_markdown
+from medsam3.reports.page import write_report
+from medsam3.reports.shown import show_in_wandb
+from medsam3.reports.table3 import write_table_3
+from medsam3.reports.tables import (
     Baseline,
     prompt_table,
     read_baseline,
@@ -36,9 +33,12 @@ from medsam3.evaluation.tables import (
     results_json,
     rule_tables,
 )
-from medsam3.files import writable_folder, write_lines, write_text
-from medsam3.messages import listed
-from medsam3.registry.spec import load_specs
+from medsam3.results.asking import check_concepts, check_foreign, queries
+from medsam3.results.findings import Evaluation, Journal
+from medsam3.results.instance_scores import InstanceScores, InstanceTallies
+from medsam3.results.obedience import Obedience, obedience
+from medsam3.results.question import Question, Rows, rows_asked
+from medsam3.results.scores import DRAWS, dice_intervals
 from medsam3.versions import code_version, package_versions
 
 MASK_FOLDER = "masks"

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from medsam3.evaluation.metrics import METRICS, MaskPair
+from medsam3.metrics.masks import METRICS, MaskPair
 
 Values = dict[str, float]
 

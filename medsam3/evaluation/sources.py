@@ -15,13 +15,14 @@ from medsam3.config import EvaluateConfig, PredictionConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import Answers, BoxNoise, ModelAnswers
-from medsam3.evaluation.asking import queries
 from medsam3.evaluation.honesty import chosen_on, refuse_training_rows, trained_on, training_record
-from medsam3.evaluation.mask_files import MASKS, MaskFiles
+from medsam3.evaluation.mask_files import MaskFiles
 from medsam3.files import file_hash
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import load_sam3, local_checkpoint
 from medsam3.prediction.image import ImagePredictor
+from medsam3.results.asking import queries
+from medsam3.results.question import MASKS
 
 
 @dataclass(frozen=True, kw_only=True)

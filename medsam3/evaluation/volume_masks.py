@@ -19,8 +19,8 @@ from medsam3.files import case_names, write_text
 from medsam3.layouts.reader import Reader, SliceOf
 from medsam3.layouts.volume_cache import FARTHEST, cut, grid_distance, picture_affine
 from medsam3.layouts.volume_files import load_volume
-from medsam3.prediction.scan import Scan
-from medsam3.prediction.writers import write_volume
+from medsam3.scans.scan import Scan
+from medsam3.scans.writers import write_volume
 
 ENDING = ".nii.gz"
 SLICES = "slices.json"

@@ -8,16 +8,16 @@ from medsam3 import distributed
 from medsam3.config import EvaluateConfig
 from medsam3.data.corpus import open_corpus
 from medsam3.evaluation.answers import ModelAnswers
-from medsam3.evaluation.asking import check_concepts
 from medsam3.evaluation.measurement import parts_asked, prepared_sets, question_of
-from medsam3.evaluation.metrics import check_metrics
-from medsam3.evaluation.question import rows_asked
 from medsam3.evaluation.sources import open_source
 from medsam3.evaluation.volume_tables import volumes_csv, volumes_json, volumes_markdown
 from medsam3.evaluation.volumes import VolumeResult, find_volumes, measure_volumes
 from medsam3.files import writable_folder, write_text
 from medsam3.messages import listed
+from medsam3.metrics.masks import check_metrics
 from medsam3.prediction.volume_predictor import drift_words, open_volume_predictor
+from medsam3.results.asking import check_concepts
+from medsam3.results.question import rows_asked
 
 
 def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:

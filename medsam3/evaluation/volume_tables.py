@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from io import StringIO
 from typing import Any
 
-from medsam3.evaluation.metrics import METRICS
-from medsam3.evaluation.scores import DRAWS, LEVEL, SEED
-from medsam3.evaluation.statistics import MIN_GROUPS, MeanInterval, mean_interval
 from medsam3.evaluation.volumes import VolumeResult, VolumeRows
 from medsam3.messages import listed, markdown_table
+from medsam3.metrics.masks import METRICS
+from medsam3.metrics.statistics import MIN_GROUPS, MeanInterval, mean_interval
+from medsam3.results.scores import DRAWS, LEVEL, SEED
 
 BEFORE = ("dataset", "volume", "group", "part", "concept", "prompt", "rule", "mode", "present", "score")
 AFTER = ("slices", "slices_in_file", "stretches", "spacing_mm", "truth_voxels", "prediction_voxels")

@@ -25,14 +25,14 @@ from medsam3 import distributed
 from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
-from medsam3.evaluation.asking import concepts_asked
-from medsam3.evaluation.metrics import METRICS, Overlap
-from medsam3.evaluation.surfaces import hd95, nsd
 from medsam3.evaluation.volume_masks import volume_of
 from medsam3.layouts.instances import Mask
 from medsam3.layouts.reader import Reader, SliceOf
 from medsam3.messages import listed
+from medsam3.metrics.masks import METRICS, Overlap
+from medsam3.metrics.surfaces import hd95, nsd
 from medsam3.prediction.volume_predictor import VolumePredictor
+from medsam3.results.asking import concepts_asked
 
 NOT_MEASURED = math.nan
 

@@ -19,7 +19,7 @@ from medsam3.files import write_text
 from medsam3.layouts.instances import Instances, Mask
 from medsam3.prediction.image import Prediction
 from medsam3.prediction.jobs import RESULT, Picture
-from medsam3.prediction.picture_files import Shown
+from medsam3.scans.picture_files import Shown
 
 COCO = "coco.json"
 BACKGROUND = "background"

@@ -20,10 +20,10 @@ from medsam3.files import new_folder, write_text
 from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.jobs import RESULT, Picture
 from medsam3.prediction.outputs import OUTPUTS, PictureResult, json_text
-from medsam3.prediction.picture_files import Shown, read_picture
-from medsam3.prediction.scan import Scan, read_scan
 from medsam3.prediction.volume_outputs import BYTES_PER_VOXEL, KINDS, predict_scan, source_hash, write_scan_results
 from medsam3.prediction.volume_predictor import VolumePredictor
+from medsam3.scans.picture_files import Shown, read_picture
+from medsam3.scans.scan import Scan, read_scan
 
 AHEAD = 2  # pictures read while the model is busy
 BEHIND = 1  # pictures that are written meanwhile

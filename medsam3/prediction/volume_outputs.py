@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from medsam3.files import file_hash, write_text
 from medsam3.layouts.instances import Mask
-from medsam3.prediction.dicom_seg import write_dicom_seg
 from medsam3.prediction.outputs import BACKGROUND, file_name, json_text
-from medsam3.prediction.scan import Scan
 from medsam3.prediction.volume_predictor import VolumePredictor, drift_words
-from medsam3.prediction.writers import SEG, usual_ending, write_volume
 from medsam3.registry.vocabulary import Vocabulary
+from medsam3.scans.dicom_seg import write_dicom_seg
+from medsam3.scans.scan import Scan
+from medsam3.scans.writers import SEG, usual_ending, write_volume
 
 KINDS = ("index", "masks")  # of the outputs; the others are for pictures
 BYTES_PER_VOXEL = 6  # and prompt: a mask, a confidence, and the mask without overlaps

@@ -9,12 +9,12 @@ from medsam3.checkpoints.weights import save_transformers_folder
 from medsam3.config import TrainConfig
 from medsam3.data.corpus import Corpus
 from medsam3.evaluation.honesty import TrainingRecord
-from medsam3.evaluation.metrics import METRICS, has_mean
-from medsam3.evaluation.scores import Score, mean_score
+from medsam3.metrics.masks import METRICS, has_mean
 from medsam3.model.adapt import merged
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
 from medsam3.registry.licences import Licence, publishing
+from medsam3.results.scores import Score, mean_score
 from medsam3.training.losses import HEADS
 from medsam3.versions import code_version
 

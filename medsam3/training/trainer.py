@@ -25,17 +25,17 @@ from medsam3.data.batch import Batch
 from medsam3.data.corpus import open_corpus
 from medsam3.data.prompts import KINDS
 from medsam3.evaluation.answers import ModelAnswers
-from medsam3.evaluation.asking import check_foreign
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
-from medsam3.evaluation.findings import Evaluation, Journal
-from medsam3.evaluation.instance_scores import scalars
-from medsam3.evaluation.metrics import METRICS, check_metrics
-from medsam3.evaluation.obedience import refusal_means
-from medsam3.evaluation.scores import mean_score
 from medsam3.files import folder_lock, needs_room, writable_folder
+from medsam3.metrics.masks import METRICS, check_metrics
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
 from medsam3.prediction.image import ImagePredictor
+from medsam3.results.asking import check_foreign
+from medsam3.results.findings import Evaluation, Journal
+from medsam3.results.instance_scores import scalars
+from medsam3.results.obedience import refusal_means
+from medsam3.results.scores import mean_score
 from medsam3.training.plan import REMEDIES
 from medsam3.training.record import write_best
 from medsam3.training.run import Run, set_up

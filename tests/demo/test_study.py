@@ -18,7 +18,7 @@ from medsam3.demo import drawing
 from medsam3.demo.study import FLOOR, Layers, Study
 from medsam3.demo.visits import Visits
 from medsam3.prediction.image import ImagePredictor
-from medsam3.prediction.picture_files import Shown
+from medsam3.scans.picture_files import Shown
 from tests.conftest import save_picture
 from tests.demo.demo_config import demo_config
 

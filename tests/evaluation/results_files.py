@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam3.evaluation.beside import OTHERS, SWAPPED
+from medsam3.reports.beside import OTHERS, SWAPPED
 
 QUESTION: dict[str, Any] = {
     "checkpoint": "runs/a",

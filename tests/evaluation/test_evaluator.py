@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.evaluation.measurement import write_evaluation
+from medsam3.results.findings import Evaluation, Journal
 from tests.scripts import run_script
 
 EVALUATE = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "evaluation.images=6", "device=cpu"]

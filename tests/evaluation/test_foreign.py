@@ -15,14 +15,14 @@ from medsam3.config import EvaluationConfig, ForeignConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import ModelAnswers
-from medsam3.evaluation.asking import check_foreign, foreign_words, wordings
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
-from medsam3.evaluation.findings import Evaluation, Journal
 from medsam3.layouts.instances import Mask
 from medsam3.prediction.image import Answer, Prediction
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.scenes import AbsentPool, absent_pool, shipped_scenes
 from medsam3.registry.spec import load_specs
+from medsam3.results.asking import check_foreign, foreign_words, wordings
+from medsam3.results.findings import Evaluation, Journal
 from tests.conftest import prepare_config
 from tests.evaluation.test_answers import BOXES, IMAGE, ROWS, Listener
 

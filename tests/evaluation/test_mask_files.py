@@ -15,13 +15,13 @@ from PIL import Image
 
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows
-from medsam3.evaluation.asking import queries
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.mask_files import MASKS, MaskFiles, MaskWriter
-from medsam3.evaluation.obedience import obedience
 from medsam3.prediction.image import Answer, Prediction
 from medsam3.preparation.export import export_nnunet
 from medsam3.preparation.prepare import prepare
+from medsam3.results.asking import queries
+from medsam3.results.obedience import obedience
 from tests.conftest import prepare_config
 from tests.evaluation.test_rules_on_oracles import ALL
 from tests.scripts import run_script

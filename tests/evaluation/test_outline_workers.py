@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 
-from medsam3.evaluation.metrics import METRICS, MaskPair
 from medsam3.evaluation.outline_workers import OutlineWorkers
+from medsam3.metrics.masks import METRICS, MaskPair
 from tests.layouts.test_packed_masks import random_masks
 
 NAMES = ["dice", "hd95", "nsd"]

@@ -16,11 +16,11 @@ from medsam3.config import DataConfig, EvaluationConfig, ForeignConfig, Predicti
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import TruthImages, asked_images, run_evaluation
-from medsam3.evaluation.findings import Journal
 from medsam3.layouts.instances import Instances
 from medsam3.model.detector import BranchOutput, DetectorOutput, TextFeatures
 from medsam3.prediction.image import ImagePredictor
 from medsam3.preparation.prepare import prepare
+from medsam3.results.findings import Journal
 from tests.conftest import data_config, prepare_config, save_picture
 
 PREDICTIONS = 300

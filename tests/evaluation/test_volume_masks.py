@@ -13,13 +13,13 @@ import pytest
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.evaluator import run_evaluation
 from medsam3.evaluation.mask_files import MASKS, TRUTH, Asked, MaskFiles, MaskWriter
-from medsam3.evaluation.tables import rule_tables
 from medsam3.layouts.label_volume import LabelVolumeReader
 from medsam3.prediction.image import Answer, Prediction
 from medsam3.preparation.prepare import prepare
+from medsam3.reports.tables import rule_tables
 from tests.conftest import data_config, prepare_config
-from tests.evaluation.test_asking import settings_of
 from tests.layouts.test_volume_cache import nifti
+from tests.results.test_asking import settings_of
 
 LIVER, SPLEEN = "liver", "spleen"
 # stored slowest to fastest: foot-head by 3 mm, right-left by 0.5, back-front by 0.8; the axes of a real, tilted scan

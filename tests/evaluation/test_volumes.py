@@ -17,9 +17,9 @@ import pytest
 
 from medsam3.config import EvaluationConfig, ForeignConfig
 from medsam3.data.manifest import ImageRows
-from medsam3.evaluation.surfaces import nsd
 from medsam3.evaluation.volume_tables import volumes_csv, volumes_markdown
 from medsam3.evaluation.volumes import VolumeResult, find_volumes, measure_volumes
+from medsam3.metrics.surfaces import nsd
 from medsam3.prediction.tracker import TrackedVolume
 from medsam3.prediction.volume import VolumePrediction
 from tests.scripts import run_script

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam3.evaluation.metrics import iou
 from medsam3.layouts.instances import Instances
 from medsam3.layouts.packed_masks import intersections, iou_matrix, pack, pack_instances
-from tests.evaluation.test_metrics import overlap
+from medsam3.metrics.masks import iou
+from tests.metrics.test_masks import overlap
 
 
 def random_masks(rng: np.random.Generator, count: int, size: tuple[int, ...]) -> np.ndarray:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from medsam3.layouts.challenge_files import ANSWER, read_labels
 from medsam3.prediction.command import predict
 from tests.conftest import save_picture
-from tests.evaluation.test_challenge import case
+from tests.metrics.test_challenge import case
 from tests.prediction.predict_config import predict_config
 
 PICTURES = np.random.RandomState(0).randint(0, 256, (3, 24, 20)).astype(np.uint8)

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from medsam3.evaluation.metrics import dice
 from medsam3.layouts.readers import open_reader
+from medsam3.metrics.masks import dice
 from medsam3.prediction import segmentation
 from medsam3.prediction.command import predict
 from medsam3.prediction.jobs import RESULT
 from medsam3.registry.spec import load_specs
 from tests.conftest import ROOT, save_picture
-from tests.evaluation.test_metrics import overlap
+from tests.metrics.test_masks import overlap
 from tests.prediction.predict_config import predict_config
 from tests.scripts import run_script
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medsam3.evaluation.scores import Score
+from medsam3.results.scores import Score
 from medsam3.training import trainer
 from medsam3.training.resume import Progress
 from medsam3.training.stopping import StopRequest

@@ -1,0 +1,1 @@
+"""What an evaluation asked and found: rows, means, comparisons."""

@@ -1,0 +1,177 @@
+"""A finished evaluation read back from its folder: what was asked, and a value per query.
+
+results.json holds the question, results.csv the rows; neither is of use without the other, so both are read and held
+against each other.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from medsam3.messages import listed, one_of
+from medsam3.metrics.masks import METRICS, PX
+from medsam3.results.asking import PRESENT
+from medsam3.results.instance_scores import IMAGE_METRICS, InstanceScores
+
+FILES = ("results.json", "results.csv")
+Key = tuple[str, str]  # item, concept
+_TEXTS = ("dataset", "item", "group", "concept", "rule", "kind")
+_ROUNDING = 2e-6  # results.csv has six digits
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one data set by one mask rule, in the order of results.csv."""
+
+    keys: list[Key]
+    groups: list[str]
+    kinds: list[str]  # see QueryResult
+    present: NDArray[np.bool_]
+    values: dict[str, NDArray[np.float64]]  # by metric
+    others: dict[str, list[Any]]  # further columns
+
+
+@dataclass(frozen=True)
+class Results:
+    folder: Path
+    question: dict[str, Any]  # as results.json has it
+    rows: dict[str, dict[str, Rows]]  # rule -> data set
+    baseline: str | None = None  # what it was shown beside: results.json, seen from the folder
+    synonyms: Sequence[dict[str, Any]] = ()  # of results.json: see `Spread`
+    instances: Mapping[str, InstanceScores] = field(default_factory=dict)  # by data set, if they were looked at
+    single: Mapping[str, Rows] = field(default_factory=dict)  # IMAGE_METRICS of what is there, by data set
+    chosen_on: Sequence[str] = ()  # data sets on whose rows asked for the checkpoint was chosen
+
+
+def read_results(path: str | Path) -> Results:
+    """
+    Args:
+        path: the folder of an evaluation, or one of its results.json and results.csv.
+
+    Raises:
+        ValueError: a file that is missing, of another version, or not of the same evaluation as the other one; a query
+            that has two rows.
+    """
+    folder = Path(path).parent if Path(path).name in FILES else Path(path)
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise ValueError(f"{path}: no {name} in {folder}; give the folder of an evaluation (runs/<name>)")
+    try:
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        question, means = content["question"], content["rules"]
+        assert isinstance(question["rows"], dict) and isinstance(means, dict)
+    except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{folder}/results.json: not of this version of scripts/evaluate.py ({error!r}); evaluate it again"
+        ) from error
+    rows = _read_rows(folder / "results.csv")
+    _check_means(folder, rows, means)
+    synonyms = content.get("obedience", {}).get("spreads", ())
+    table = folder / "instances.csv"
+    alone = _read_instances(table) if content.get("instances") and table.is_file() else {}
+    single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
+    chosen_on = content.get("chosen_on", ())
+    return Results(folder, question, rows, content.get("baseline"), synonyms, single, alone, chosen_on)
+
+
+def _read_instances(path: Path) -> dict[str, Rows]:
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if int(line["truths"])]
+    found = {}
+    for name in dict.fromkeys(line["dataset"] for line in lines):
+        own = [line for line in lines if line["dataset"] == name]
+        found[name] = Rows(
+            keys=[(line["item"], line["concept"]) for line in own],
+            groups=[line["group"] for line in own],
+            kinds=[PRESENT] * len(own),
+            present=np.ones(len(own), dtype=bool),
+            values={metric: np.asarray([float(line[metric]) for line in own]) for metric in IMAGE_METRICS},
+            others={"unit": [PX] * len(own)},
+        )
+    return found
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
+    try:
+        options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in (*_TEXTS, "part", "prompt")})
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a results.csv ({error})") from error
+    metrics = [name for name in METRICS if name in table.column_names]
+    missing = [name for name in (*_TEXTS, "present", "unit") if name not in table.column_names]
+    if missing or not metrics:
+        raise ValueError(f"{path}: no column {listed(missing or METRICS)}; evaluate it again with this version")
+    texts = {name: table.column(name).to_pylist() for name in _TEXTS}
+    present = np.asarray(table.column("present").to_pylist()).astype(bool)
+    values = {name: np.asarray(table.column(name).to_pylist(), dtype=np.float64) for name in metrics}
+    for name in metrics:
+        wrong = values[name][np.isfinite(values[name]) & ((values[name] < 0) | (values[name] > 1))]
+        if METRICS[name].is_fraction and len(wrong):
+            raise ValueError(f"{path}: {name}={wrong[0]:g}: must lie in 0 to 1")
+    further = [name for name in table.column_names if name not in (*_TEXTS, *metrics, "present")]
+    others = {
+        name: [math.nan if value is None else value for value in table.column(name).to_pylist()] for name in further
+    }
+    places: dict[tuple[str, str], list[int]] = {}
+    for i, place in enumerate(zip(texts["rule"], texts["dataset"], strict=True)):
+        places.setdefault(place, []).append(i)
+    found: dict[str, dict[str, Rows]] = {}
+    for (rule, dataset), own in places.items():
+        keys = [(texts["item"][i], texts["concept"][i]) for i in own]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"{path}: {dataset}/{twice[0]} has two rows for {twice[1]!r} by {rule}")
+        groups = [texts["group"][i] for i in own]
+        found.setdefault(rule, {})[dataset] = Rows(
+            keys,
+            groups,
+            [texts["kind"][i] for i in own],
+            present[own],
+            {name: value[own] for name, value in values.items()},
+            {name: [column[i] for i in own] for name, column in others.items()},
+        )
+    return found
+
+
+def _check_means(folder: Path, rows: dict[str, dict[str, Rows]], means: dict[str, Any]) -> None:
+    for rule, by_dataset in means.items():
+        for dataset, score in by_dataset["datasets"].items():
+            own = rows.get(rule, {}).get(dataset)
+            for name, mean in score["values"].items():
+                if mean is None or math.isnan(mean) or (own is not None and name not in own.values):
+                    continue
+                values = np.empty(0) if own is None else own.values[name][own.present]
+                there = float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else math.inf
+                if there != mean and not abs(there - mean) < _ROUNDING * max(1, abs(mean)):
+                    raise ValueError(
+                        f"{folder}: results.csv and results.json are not of the same evaluation ({dataset}, {rule}, "
+                        f"{name}: {there:.6f} and {mean:.6f}); evaluate it again"
+                    )
+
+
+def pick(results: Results, datasets: Sequence[str] | None) -> Results:
+    """The same with some data sets alone; None: all. Raises a ValueError for one that is not there."""
+    if datasets is None:
+        return results
+    for name in datasets:
+        one_of(f"{results.folder}: data set", name, results.question["rows"])
+    asked = {name: rows for name, rows in results.question["rows"].items() if name in datasets}
+    rows = {
+        rule: {name: own for name, own in found.items() if name in datasets} for rule, found in results.rows.items()
+    }
+    parts = {name: own for name, own in results.instances.items() if name in datasets}
+    single = {name: own for name, own in results.single.items() if name in datasets}
+    question = results.question | {"rows": asked}
+    return dataclasses.replace(results, question=question, rows=rows, instances=parts, single=single)

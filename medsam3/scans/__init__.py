@@ -1,0 +1,1 @@
+"""Picture and volume files: read with their geometry, written with it."""

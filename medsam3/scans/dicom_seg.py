@@ -1,0 +1,163 @@
+"""Masks of a DICOM series into a DICOM segmentation object, frame by frame.
+
+D frames of H x W px.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam3.files import new_file
+from medsam3.messages import one_of
+from medsam3.registry.vocabulary import Vocabulary
+from medsam3.scans.dicom_series import DicomSeries, hashed, need
+
+KINDS = ("BINARY", "LABELMAP")
+SCHEME = "99MEDSAM3"  # of our own codes, for what has no SNOMED code in the vocabulary
+# Attributes that every source image must have, if empty (type 2 of the patient, study and plane modules).
+PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+MAY_BE_EMPTY = (*PATIENT, "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "SliceThickness")
+LABEL_LETTERS = 64  # of DICOM's short texts (LO)
+SERIES_NUMBER_OFFSET = 1000
+
+
+def write_dicom_seg(
+    path: Path,
+    series: DicomSeries,
+    masks: Mapping[str, NDArray[np.bool_]],
+    vocabulary: Vocabulary,
+    weights: str,
+    kind: str = "BINARY",
+) -> None:
+    """One segment per concept, found or not; each frame refers to the image it was predicted on.
+
+    Args:
+        masks: concept -> [D, H, W], in the order of `series.frames`.
+        weights: what the predicting model is known by, such as a hash of its file; goes where devices have their
+            serial number.
+        kind: BINARY (segments may overlap; every viewer), LABELMAP (smaller; few viewers yet).
+
+    Raises:
+        ValueError: an unknown kind, overlapping masks in a LABELMAP, images without place of which there are several,
+            images that lack what a SEG must repeat; a file that cannot be written.
+    """
+    one_of("seg", kind, KINDS)
+    stacked = np.stack([np.asarray(mask, dtype=np.uint8) for mask in masks.values()], axis=-1)
+    if kind == "LABELMAP" and (stacked.sum(axis=-1, dtype=np.uint16) > 1).any():
+        raise ValueError(f"{path}: seg=LABELMAP has one concept per voxel, and these overlap: write BINARY")
+    if series.planes is None and len(series.frames) > 1:
+        raise ValueError(
+            f"{path}: the {len(series.frames)} frames of series {series.key} have no place in the patient,"
+            " and a SEG refers to images by their place: write .tif"
+        )
+    try:
+        with new_file(path) as temporary:
+            _segmentation(series, stacked, list(masks), vocabulary, weights, kind).save_as(temporary)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # highdicom's, for what an image lacks
+        reason = _without_patient(f"{type(error).__name__}: {error}", series)
+        raise ValueError(f"{path}: cannot be written ({reason})") from None
+
+
+def _without_patient(message: str, series: DicomSeries) -> str:
+    """What highdicom quotes of a value that it does not like."""
+    for keyword in PATIENT:
+        value = str(series.header.get(keyword) or "")
+        message = message.replace(value, f"the value of {keyword}") if value else message
+    return message
+
+
+def _segmentation(
+    series: DicomSeries,
+    stacked: NDArray[np.uint8],
+    concepts: list[str],
+    vocabulary: Vocabulary,
+    weights: str,
+    kind: str,
+) -> Any:
+    hd, uids = need("highdicom"), need("pydicom.uid")
+    release = version("medsam3")
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="medsam3", version=release, family=need("pydicom.sr.codedict").codes.DCM.ArtificialIntelligence
+    )
+    with need("pydicom.config").disable_value_validation():
+        sources, in_order = _sources(series, stacked)
+        seg = hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=in_order,
+            segmentation_type=kind,
+            segment_descriptions=[
+                _description(number, concept, vocabulary, algorithm) for number, concept in enumerate(concepts, 1)
+            ],
+            series_instance_uid=hd.UID(),
+            series_number=int(series.header.get("SeriesNumber") or 0) + SERIES_NUMBER_OFFSET,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="medsam3",
+            manufacturer_model_name="medsam3",
+            software_versions=release,
+            device_serial_number=weights[:LABEL_LETTERS],
+            series_description=f"medsam3: {', '.join(concepts)}"[:LABEL_LETTERS],
+            transfer_syntax_uid=uids.ExplicitVRLittleEndian if kind == "BINARY" else uids.RLELossless,
+        )
+    scheme = need("pydicom").Dataset()
+    scheme.CodingSchemeDesignator, scheme.CodingSchemeName = SCHEME, "Text prompts of medsam3, by their hash"
+    seg.CodingSchemeIdentificationSequence = [scheme]
+    return seg
+
+
+def _sources(series: DicomSeries, stacked: NDArray[np.uint8]) -> tuple[list[Any], NDArray[np.uint8]]:
+    """Headers as highdicom takes them, and the masks in their order.
+
+    Directions that differ by rounding are made those of the first image, attributes that may be empty are added.
+    """
+    header = series.header
+    if series.frames[0].count > 1:
+        if len(series.frames) != series.frames[0].count:
+            raise ValueError("frames of several orientations, or copies, in one file")
+        in_file = np.empty_like(stacked)
+        in_file[[frame.number for frame in series.frames]] = stacked
+        sources, stacked = [copy.copy(header)], in_file
+    else:
+        sources = [copy.copy(frame.header) for frame in series.frames]
+    for source in sources:
+        if series.planes is not None and "ImageOrientationPatient" in source:
+            source.ImageOrientationPatient = header.ImageOrientationPatient
+        for keyword in MAY_BE_EMPTY:
+            if keyword not in source:
+                setattr(source, keyword, None)
+    return sources, stacked
+
+
+def _description(number: int, concept: str, vocabulary: Vocabulary, algorithm: Any) -> Any:
+    hd, codes, code = need("highdicom"), need("pydicom.sr.codedict").codes, need("pydicom.sr.coding").Code
+    categories = {
+        "anatomy": codes.SCT.AnatomicalStructure,
+        "tissue": codes.SCT.Tissue,
+        "substance": codes.SCT.BodySubstance,
+        "finding": codes.SCT.MorphologicallyAbnormalStructure,
+        "object": codes.SCT.PhysicalObject,
+        "other": code("PROMPT", SCHEME, "Text prompt"),
+    }
+    known = vocabulary.find(concept)
+    meaning = concept[:LABEL_LETTERS]
+    described = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=meaning,
+        segmented_property_category=categories[known.category if known else "other"],
+        segmented_property_type=(
+            code(str(known.snomed), "SCT", known.name)
+            if known and known.snomed
+            else code(hashed(concept), SCHEME, meaning)
+        ),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+    )
+    described.SegmentDescription = concept
+    return described
