@@ -145,6 +145,23 @@ def test_a_concept_that_is_cut_off_is_absent_from_the_piece_or_not_asked_for(shi
     assert ("cut off", "right square") in partly and ("cut off", "left square") not in partly
 
 
+def test_what_is_left_in_specks_is_not_asked_as_cut_off(shipped, save, make_spec, tmp_path):
+    """A large one at the left and a speck below min_area_px at the right, of each of two concepts."""
+    mask = np.zeros((40, 80), np.uint8)
+    mask[2:12, 2:12], mask[20:30, 60:70], mask[4:6, 70:72] = 1, 2, 1
+    save(tmp_path / "data/specks/images/a.png", np.zeros((40, 80, 3), np.uint8))
+    save(tmp_path / "data/specks/masks/a.png", mask)
+    look = {"concepts": {1: "thyroid nodule", 2: "carotid artery"}, "instances": "components", "min_area_px": 20}
+    make_spec(name="specks", root="specks", used_for=["external"], scene="thyroid_ultrasound", **look)
+    corpus = prepared(data_config(tmp_path), make_spec.folder, "specks")
+    dataset = queries(corpus, "external", augmentation=moving(shipped, corpus, crop=0.4), absent_concepts=1)
+    seen = set()
+    for epoch in range(30):
+        dataset.set_epoch(epoch)
+        seen |= {(query.kind, query.text) for query in dataset[0].queries if query.kind in ("present", "cut off")}
+    assert seen == {("present", "thyroid nodule"), ("present", "carotid artery"), ("cut off", "carotid artery")}
+
+
 def test_more_targets_than_answers_are_kept_dropped_or_cropped(dots):
     corpus = dots()
     few, many = sorted(range(2), key=lambda i: corpus.manifest[i].item != "few")
