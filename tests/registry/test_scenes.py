@@ -83,7 +83,7 @@ SEEN = [
     ("isic_2018", {"skin lesion"}, {"skin adnexa", "melanoma", "polyp", "blood vessel"}),
     ("pannuke", {"neoplastic cell nucleus"}, {"epithelial cell nucleus", "osteosarcoma"}),
     ("chase_db1", {"retinal blood vessel"}, {"eyelash", "eyelid", "iris"}),
-    ("covid_qu_ex", {"lung"}, {"iliac bone", "skin lesion"}),
+    ("covid_qu_ex", {"lung"}, {"iliac bone", "skin lesion", "intramedullary nail"}),
     ("btxrd", {"bone tumor"}, {"aortic arch", "sternal wire"}),
     (
         "ct2us_kidney",
