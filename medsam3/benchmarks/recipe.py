@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -216,15 +215,12 @@ def _withheld(corpus: Corpus) -> WithheldCorpus:
 def _train(run: Run) -> set[str]:
     """All steps; the words that were asked as absent."""
     drawn: set[str] = set()
-    for epoch in count():
-        run.sampler.set_position(epoch, 0)
-        run.dataset.set_epoch(epoch)
-        for batch in run.loader:
-            optimizer_step(run, [batch], run.meter)
-            asked = zip(batch.targets.sample_ids, batch.targets.kinds, strict=True)
-            drawn |= {sample.rsplit("/", 1)[1] for sample, kind in asked if kind in ("hard", "easy")}
-            if run.progress.step == run.total_steps:
-                return drawn
+    for batch in run.loader:
+        optimizer_step(run, [batch], run.meter)
+        asked = zip(batch.targets.sample_ids, batch.targets.kinds, strict=True)
+        drawn |= {sample.rsplit("/", 1)[1] for sample, kind in asked if kind in ("hard", "easy")}
+        if run.progress.step == run.total_steps:
+            return drawn
     raise AssertionError
 
 

@@ -16,7 +16,7 @@ from medsam3.data.transforms import Frame, framed, square, to_query
 from medsam3.layouts.instances import Instances
 
 MAX_TARGETS = 200  # the answers that SAM3's decoder gives to a prompt
-Place = int | tuple[int, int]  # an image, or an image and how often it came in this epoch before
+Place = int | tuple[int, int] | tuple[int, int, int]  # an image, how often it came in the epoch before, the epoch
 
 
 class QueryDataset(Dataset[Sample]):
@@ -63,16 +63,16 @@ class QueryDataset(Dataset[Sample]):
                 )
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other queries; call before an epoch's data loading processes start."""
+        """Of places that name none; samplers do, as data loading processes keep their copy of this for a whole run."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, place: Place) -> Sample:
-        index, before = place if isinstance(place, tuple) else (place, 0)
+        index, before, epoch = (*place, self.epoch)[:3] if isinstance(place, tuple) else (place, 0, self.epoch)
         rows = self.images[index]
-        seed = f"{self.seed}:{self.epoch}:{rows.dataset}:{rows.item}" + (f":{before}" if before else "")
+        seed = f"{self.seed}:{epoch}:{rows.dataset}:{rows.item}" + (f":{before}" if before else "")
         crowded = self.images.crowded(index, MAX_TARGETS) if self.max_targets == "drop" else ()
         asked = self.prompts(rows, crowded, random.Random(seed))
         image, masks = self._read(rows, asked)

@@ -12,9 +12,11 @@ from torch.utils.data import Sampler
 from medsam3.data.dataset import QueryDataset
 from medsam3.messages import did_you_mean
 
+Places = list[tuple[int, int, int]]  # of a batch, see `dataset.Place`
 
-class ImageSampler(Sampler[list[tuple[int, int]]]):
-    """Batches for one rank of images and how often each came before; the same for the same seed and epoch everywhere.
+
+class ImageSampler(Sampler[Places]):
+    """Batches of an epoch's images for one rank; the same for the same seed and epoch everywhere.
 
     An epoch has as many images as the part. With weights `size` each image comes once; otherwise each data set gets its
     share of the epoch, and its images come in turn, a second time before a third. All ranks get the same number of full
@@ -69,12 +71,16 @@ class ImageSampler(Sampler[list[tuple[int, int]]]):
         """Batches on each rank from an image of the epoch to its end."""
         return -(-max(0, self.images - first_image) // (self.images_per_batch * self.world_size))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self._order()
-        for batch in range(len(self)):
-            start = self.first_image + (batch * self.world_size + self.rank) * self.images_per_batch
+    def __iter__(self) -> Iterator[Places]:
+        return self.of_epoch(self.epoch, self.first_image)
+
+    def of_epoch(self, epoch: int, first_image: int = 0) -> Iterator[Places]:
+        """The batches from an image of an epoch to its end."""
+        order = self._order(epoch)
+        for batch in range(self.batches(first_image)):
+            start = first_image + (batch * self.world_size + self.rank) * self.images_per_batch
             places = (place % len(order) for place in range(start, start + self.images_per_batch))
-            yield [(int(order[place, 0]), int(order[place, 1])) for place in places]
+            yield [(int(order[place, 0]), int(order[place, 1]), epoch) for place in places]
 
     def describe(self) -> str:
         """One line: how often an image of each data set comes in an epoch, the most frequent first."""
@@ -83,12 +89,12 @@ class ImageSampler(Sampler[list[tuple[int, int]]]):
         listed = ", ".join(f"{name} {times:.3g} ({size} images)" for times, name, size in often)
         return f"an image comes so many times in an epoch of {self.shares.sum()}: {listed}"
 
-    def _order(self) -> NDArray[np.int64]:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         """[images of the epoch, 2]: index, and how often it came before.
 
         By the legacy generator, whose numbers numpy promises never to change.
         """
-        digest = hashlib.sha256(f"{self.seed}:{self.epoch}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}:{epoch}".encode()).digest()
         draw = np.random.RandomState(int.from_bytes(digest[:4], "big"))
         chosen = []
         for start, stop, share in zip(self.starts[:-1], self.starts[1:], self.shares, strict=True):
@@ -97,6 +103,23 @@ class ImageSampler(Sampler[list[tuple[int, int]]]):
             indices = start + np.concatenate([*turns, np.empty(0, dtype=np.int64)])
             chosen.append(np.stack([indices, np.repeat(np.arange(rounds), size)], axis=1)[:share])
         return draw.permutation(np.concatenate(chosen)).astype(np.int64)
+
+
+class EndlessSampler(Sampler[Places]):
+    """Batches from the position of a sampler to the end of its epoch, then those of all epochs that follow.
+
+    So data loading processes live as long as a run, and fetch for the next epoch while the last steps of one and its
+    validation go on.
+    """
+
+    def __init__(self, sampler: ImageSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Places]:
+        epoch, first_image = self.sampler.epoch, self.sampler.first_image
+        while True:
+            yield from self.sampler.of_epoch(epoch, first_image)
+            epoch, first_image = epoch + 1, 0
 
 
 def _shares(

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from medsam3.data.batch import Query
+from medsam3.data.batch import Query, normalised
+from medsam3.data.mask_crops import MaskCrops
 from medsam3.layouts.instances import Instances
 
 
@@ -49,29 +50,25 @@ def square(image: NDArray[np.uint8], side: int) -> Tensor:
     return tvf.resize(pixels, [side, side], v2.InterpolationMode.BILINEAR, antialias=True)
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """uint8 -> float from -1 to 1: (x / 255 - 0.5) / 0.5 in two passes over the pixels instead of four."""
-    return pixels.float().mul_(2 / 255).sub_(1)
-
-
 def framed(pixels: Tensor, frame: Frame) -> Tensor:
-    """[3, side, side] uint8 -> [3, S, S] float."""
+    """[3, side, side] -> [3, S, S] uint8."""
     if frame.side == frame.size:
-        return normalised(pixels)
-    canvas = torch.full((3, frame.size, frame.size), -1.0)
-    canvas[frame.place] = normalised(pixels)
+        return pixels
+    canvas = torch.zeros((3, frame.size, frame.size), dtype=torch.uint8)
+    canvas[frame.place] = pixels
     return canvas
 
 
 def to_query(sample_id: str, text: str, instances: Instances, frame: Frame, kind: str = "present") -> Query:
-    """A query with its targets: boxes from the masks at full size, masks [N, S, S] by area.
+    """A query with its targets: boxes from the masks at full size, masks of S x S px by area.
 
-    An instance that is too thin for the resized mask keeps a piece there (see `Instances.resized`).
+    An instance that is too thin for the resized mask keeps a piece there (see `Instances.resized_pieces`).
     """
-    masks = np.zeros((len(instances), frame.size, frame.size), dtype=bool)
-    instances.resized((frame.side, frame.side), out=masks[frame.place])
+    pieces = instances.resized_pieces((frame.side, frame.side))
+    framed_pieces = ((frame.top + row, frame.left + column, piece) for row, column, piece in pieces)
+    masks = MaskCrops.packed(framed_pieces, (frame.size, frame.size))
     boxes = instances.boxes_cxcywh
     if frame.side != frame.size:
         scale = np.float32(frame.side / frame.size)
         boxes = boxes * scale + np.asarray([frame.left, frame.top, 0, 0], np.float32) / np.float32(frame.size)
-    return Query(sample_id, text, torch.from_numpy(boxes), torch.from_numpy(masks), kind)
+    return Query(sample_id, text, torch.from_numpy(boxes), masks, kind)

@@ -7,7 +7,7 @@ Shapes: H x W the image, N instances, h x w a target size. Boxes are [x0, y0, x1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,17 +149,21 @@ class Instances:
         boxes = np.stack([y0, width - x1, y1, width - x0], axis=1).astype(np.int32)
         return Instances((width, height), boxes, tuple(np.rot90(crop) for crop in self.crops), self.dropped)
 
-    def resized(self, size: tuple[int, int], out: Mask | None = None) -> Mask:
-        """[N, h, w] by area: pixels of which an instance covers at least half (bilinear with antialiasing).
+    def resized(self, size: tuple[int, int]) -> Mask:
+        """[N, h, w], see `resized_pieces`."""
+        masks = np.zeros((len(self), *size), dtype=bool)
+        for mask, (row, column, piece) in zip(masks, self.resized_pieces(size), strict=True):
+            mask[row : row + piece.shape[0], column : column + piece.shape[1]] = piece
+        return masks
 
-        An instance that covers no pixel by half keeps those that it covers at least half as much as any, so every
-        instance with a box has a mask. Only what surrounds its box is resized; the result is that of the whole mask.
+    def resized_pieces(self, size: tuple[int, int]) -> Iterator[tuple[int, int, Mask]]:
+        """Of each instance the row and column of a piece of its [h, w] mask, and the piece, which holds all of it.
 
-        Args:
-            out: [N, h, w] of False that is filled in place of a new array.
+        By area: pixels of which an instance covers at least half (bilinear with antialiasing). An instance that covers
+        no pixel by half keeps those that it covers at least half as much as any, so every instance with a box has a
+        mask. Only what surrounds its box is resized; the result is that of the whole mask.
         """
-        masks = np.zeros((len(self), *size), dtype=bool) if out is None else out
-        for mask, (x0, y0, x1, y1), crop in zip(masks, self.boxes_px.tolist(), self.crops, strict=True):
+        for (x0, y0, x1, y1), crop in zip(self.boxes_px.tolist(), self.crops, strict=True):
             rows = _Span.around(y0, y1, self.size[0], size[0])
             columns = _Span.around(x0, x1, self.size[1], size[1])
             near = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
@@ -171,8 +175,7 @@ class Instances:
                 exact = Image.fromarray(near.astype(np.float32))
                 cover = np.asarray(exact.resize(extent, Image.Resampling.BILINEAR, box))
                 covered = cover >= cover.max() / 2
-            mask[rows.first : rows.last, columns.first : columns.last] = covered
-        return masks
+            yield rows.first, columns.first, covered
 
 
 @dataclass(frozen=True)

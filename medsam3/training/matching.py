@@ -189,7 +189,9 @@ def packed(pairs: list[list[Pairs]], counts: list[int], device: torch.device) ->
         for query, (source, target) in enumerate(per_query)
     ]
     per_layer = [sum(len(source) for source, _ in per_query) for per_query in pairs]
-    index = torch.from_numpy(np.concatenate(columns, axis=1)).to(device, non_blocking=True)
-    layer, batch, source, target = index.unbind()
+    index = torch.from_numpy(np.concatenate(columns, axis=1))
+    if device.type == "cuda":
+        index = index.pin_memory()  # else the host waits for the copy, and with it for all that is queued
+    layer, batch, source, target = index.to(device, non_blocking=True).unbind()
     per_query = [len(source) for source, _ in pairs[-1]]
     return Matches(layer, batch, source, target, per_layer, per_query)

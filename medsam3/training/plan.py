@@ -19,6 +19,7 @@ from transformers import Sam3Config, Sam3Model
 
 from medsam3.config import TrainConfig
 from medsam3.data.batch import Batch, Targets
+from medsam3.data.mask_crops import MaskCrops
 from medsam3.model.adapt import adapt
 from medsam3.model.detector import DetectorOutput, TextDetector
 from medsam3.model.freeze import freeze_unreached
@@ -196,7 +197,7 @@ def _step(
 ) -> None:
     """As training/step.py."""
     kernels.part = "batch"
-    for tensor in (*batch.inputs, batch.targets.boxes, batch.targets.masks):
+    for tensor in (batch.pixel_values, batch.targets.boxes, batch.targets.masks.bits):
         kernels.hold(tensor)
     with autocast.forward_pass():
         output = detector(*batch.inputs)
@@ -215,7 +216,7 @@ def _batch(load: Load, size: int) -> Batch:
     queries = load.images * load.queries
     instances = queries * load.instances
     return Batch(
-        pixel_values=torch.empty(load.images, 3, size, size),
+        pixel_values=torch.empty(load.images, 3, size, size, dtype=torch.uint8),
         image_index=torch.zeros(queries, dtype=torch.int64),
         input_ids=torch.zeros(queries, TEXT_LENGTH, dtype=torch.int64),
         attention_mask=torch.ones(queries, TEXT_LENGTH, dtype=torch.int64),
@@ -223,7 +224,11 @@ def _batch(load: Load, size: int) -> Batch:
         targets=Targets(
             counts=torch.zeros(queries, dtype=torch.int64),
             boxes=torch.empty(instances, 4),
-            masks=torch.empty(instances, size, size, dtype=torch.bool),
+            masks=MaskCrops(
+                (size, size),
+                windows=torch.zeros(instances, 4, dtype=torch.int32),
+                bits=torch.empty(instances * size * -(-size // 8), dtype=torch.uint8),  # as large as the image
+            ),
         ),
     )
 

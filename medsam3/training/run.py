@@ -27,7 +27,7 @@ from medsam3.data.batch import Batch, collate
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.prompts import PromptDraw
-from medsam3.data.sampler import ImageSampler
+from medsam3.data.sampler import EndlessSampler, ImageSampler
 from medsam3.evaluation.honesty import training_images
 from medsam3.model.adapt import adapt
 from medsam3.model.detector import TextDetector
@@ -56,7 +56,7 @@ class Run:
     corpus: Corpus
     dataset: QueryDataset
     sampler: ImageSampler
-    loader: DataLoader[Batch]
+    loader: DataLoader[Batch]  # from the sampler's position on, without end
     loaded: LoadedModel
     average: AveragedModel | None
     detector: TextDetector
@@ -241,10 +241,10 @@ def _loader(
 ) -> DataLoader[Batch]:
     loader: Any = DataLoader(  # of samples, which collate packs into batches
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=EndlessSampler(sampler),
         num_workers=distributed.loading_processes(workers),
         collate_fn=partial(collate, tokenizer=tokenizer),
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else each start of an epoch, resumed ones too, takes a number from dropout's
+        generator=torch.Generator(),  # else each start of a run, resumed ones too, takes a number from dropout's
     )
     return loader

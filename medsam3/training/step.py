@@ -47,7 +47,7 @@ def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, run.config.optim.clip_norm)
     finite = [norm.isfinite(), *(p.result.total.isfinite() & p.finite.all() for p in passed)]
-    asked = torch.tensor(-run.stop.signal, device=norm.device)
+    asked = torch.full((), -run.stop.signal, device=norm.device)  # filled there: a copy would wait
     taken, signal = distributed.least_over_ranks(torch.stack([torch.stack(finite).all().long(), asked]))
     run.stopped = -signal
     run.progress.step += 1

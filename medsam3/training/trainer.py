@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn, cast
@@ -21,7 +22,7 @@ from transformers import Sam3Model
 
 from medsam3 import distributed
 from medsam3.config import TrainConfig
-from medsam3.data.batch import Batch
+from medsam3.data.batch import Batch, one_ahead
 from medsam3.data.corpus import open_corpus
 from medsam3.data.prompts import KINDS
 from medsam3.evaluation.answers import ModelAnswers
@@ -98,9 +99,11 @@ def _run_epochs(run: Run) -> None:
     bar = tqdm(
         total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2
     )
-    with bar:  # an error's line then begins below the bar
+    run.sampler.set_position(progress.epoch, progress.images)
+    batches = one_ahead(run.loader, run.device)
+    with bar, closing(batches):  # an error's line then begins below the bar
         while (progress.step < run.total_steps or not progress.validated) and not _patience_ends(run):
-            _run_epoch(run, bar, watch)
+            _run_epoch(run, batches, bar, watch)
             save(run)  # a validation takes long
             watch.doing("validates", watched=False)
             try:
@@ -132,19 +135,22 @@ def _patience_ends(run: Run) -> bool:
     return patience is not None and run.progress.validated and run.progress.without_gain >= patience
 
 
-def _run_epoch(run: Run, bar: tqdm, watch: distributed.Watch) -> None:
-    """The steps from the position to the end of the epoch or of the run."""
+def _run_epoch(run: Run, batches: Iterator[Batch], bar: tqdm, watch: distributed.Watch) -> None:
+    """The steps from the position to the end of the epoch or of the run.
+
+    Args:
+        batches: of this epoch from the position on, then of the next.
+    """
     progress, trainer = run.progress, run.config.trainer
-    run.sampler.set_position(progress.epoch, progress.images)
-    run.dataset.set_epoch(progress.epoch)
-    if progress.step >= run.total_steps or not len(run.sampler):
+    left = run.sampler.batches(progress.images)
+    if progress.step >= run.total_steps or not left:
         return
     watch.doing(f"loads images for step {progress.step + 1}")
-    for batches in _grouped(run.loader, trainer.accumulation_steps):
+    for group in _grouped(islice(batches, left), trainer.accumulation_steps):
         watch.doing(f"computes step {progress.step + 1}")
-        optimizer_step(run, batches, run.meter)
-        run.meter.asked.update(kind for batch in batches for kind in batch.targets.kinds)
-        progress.images += len(batches) * run.sampler.images_per_batch * distributed.world_size()
+        optimizer_step(run, group, run.meter)
+        run.meter.asked.update(kind for batch in group for kind in batch.targets.kinds)
+        progress.images += len(group) * run.sampler.images_per_batch * distributed.world_size()
         bar.update()
         if progress.step % trainer.log_every_steps == 0 or progress.step == run.total_steps:
             values = run.meter.read(run.optimizer)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from medsam3.data.batch import collate
+from medsam3.data.batch import collate, normalised
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.manifest import split_file
@@ -71,13 +71,14 @@ def test_a_sample_holds_the_resized_image_and_its_concepts(corpus):
     number = int(item[-2:])
     sample = dataset[index]
     with Image.open(corpus.readers["small"].root / f"images/{item}.png") as file:
-        assert torch.equal(sample.image, image_to_tensor(np.array(file), SIZE))
+        assert torch.equal(normalised(sample.image), image_to_tensor(np.array(file), SIZE))
     left, right = sample.queries
     assert (left.sample_id, left.text) == (f"small/{item}/left square", "left square")
     assert left.boxes.tolist() == [pytest.approx([10 / 60, 15 / 40, 10 / 60, 10 / 40])]
     assert right.boxes.tolist() == [pytest.approx([(35 + number) / 60, 26 / 40, 10 / 60, 8 / 40])]
-    assert left.masks.shape == (1, SIZE, SIZE) and left.masks.dtype == torch.bool
-    rows = np.flatnonzero(left.masks[0].any(dim=1).numpy())
+    (mask,) = left.masks.paint()
+    assert mask.shape == (SIZE, SIZE) and mask.dtype == torch.bool
+    rows = np.flatnonzero(mask.any(dim=1).numpy())
     assert rows.tolist() == [r for r in range(SIZE) if 10 <= int((r + 0.5) * 40 / SIZE) < 20]
     assert (left.kind, right.kind) == ("present", "present")
 
@@ -290,7 +291,7 @@ def batches(
     sampler.set_position(*position)
     result = list(sampler)
     assert len(sampler) == len(result)
-    return [[index for index, _ in batch] for batch in result]
+    return [[index for index, _, _ in batch] for batch in result]
 
 
 def test_every_image_comes_once_in_an_order_of_seed_and_epoch(corpus):
@@ -366,7 +367,7 @@ def test_no_image_comes_more_often_than_max_repeats(weights, most, expected, two
 def test_a_repeated_image_says_so_and_the_sampler_how_often(two_families):
     sampler = ImageSampler(queries(two_families), "uniform", 1, seed=0, rank=0, world_size=1)
     turns: dict[int, list[int]] = {}
-    for ((index, before),) in sampler:
+    for ((index, before, _),) in sampler:
         turns.setdefault(index, []).append(before)
     assert all(sorted(found) == list(range(len(found))) for found in turns.values())
     assert max(len(found) for found in turns.values()) == 2
@@ -427,9 +428,9 @@ def test_a_batch_packs_queries_over_images(corpus):
     counts = batch.targets.counts.tolist()
     assert 0 in counts and sum(counts) == len(batch.targets.boxes) == len(batch.targets.masks)
     assert len(batch.targets.sample_ids) == len(texts) == len(counts)
-    start = 0
+    start, masks = 0, batch.targets.masks.paint()
     for query, count in zip([q for s in samples for q in s.queries], counts, strict=True):
-        assert torch.equal(batch.targets.masks[start : start + count], query.masks)
+        assert torch.equal(masks[start : start + count], query.masks.paint())
         assert torch.equal(batch.targets.boxes[start : start + count], query.boxes)
         start += count
 

@@ -18,7 +18,7 @@ from medsam3.model.detector import BoxPrompts, DetectorOutput, TextDetector
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.load import load_sam3
 from medsam3.training.losses import SetPredictionLoss
-from tests.training.test_losses import VARIANTS, NoWaiting, loss_config
+from tests.training.test_losses import VARIANTS, NoWaiting, crops, loss_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -173,9 +173,9 @@ def test_no_hook_is_left_behind(tiny, inputs):
 def gradients(model: TextDetector, inputs: tuple[Tensor, ...], variant: str, counts: list[int]) -> dict[str, Tensor]:
     torch.manual_seed(2)
     total = sum(counts)
-    masks = torch.zeros(total, 56, 56, dtype=torch.bool)
+    masks = np.zeros((total, 56, 56), bool)
     masks[:, 14:42, 14:42] = True
-    targets = Targets(torch.tensor(counts), torch.full((total, 4), 0.5), masks, ["a", "b", "c"])
+    targets = Targets(torch.tensor(counts), torch.full((total, 4), 0.5), crops(masks), ["a", "b", "c"])
     model.train()
     model.zero_grad()
     SetPredictionLoss(loss_config(variant))(model(*inputs), targets).total.backward()
@@ -272,10 +272,8 @@ class TinyMeta:
 
     @property
     def targets(self) -> Targets:
-        counts, boxes, masks = (
-            torch.from_numpy(self.golden[f"tgt__{name}"]) for name in ("num_boxes", "boxes", "masks")
-        )
-        return Targets(counts, boxes, masks.bool(), ["a", "b", "c"])
+        counts, boxes = (torch.from_numpy(self.golden[f"tgt__{name}"]) for name in ("num_boxes", "boxes"))
+        return Targets(counts, boxes, crops(self.golden["tgt__masks"] > 0), ["a", "b", "c"])
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from medsam3.config import (
     SemanticLossConfig,
 )
 from medsam3.data.batch import Targets
+from medsam3.data.mask_crops import MaskCrops
 from medsam3.model.detector import BranchOutput, DetectorOutput
 from medsam3.training.losses import LossResult, SetPredictionLoss
 from medsam3.training.step import finite_queries
@@ -123,11 +124,15 @@ def load_case(name: str) -> GoldenCase:
     targets = Targets(
         counts=torch.from_numpy(reference["tgt__num_boxes"]),
         boxes=torch.from_numpy(reference["tgt__boxes"]),
-        masks=torch.from_numpy(reference["tgt__masks"]).bool(),
+        masks=crops(reference["tgt__masks"] > 0),
         sample_ids=[f"{name}/{q}" for q in range(facts["B"])],
     )
     presence = inputs["presence_logit"][:, 0] if "presence_logit" in inputs else None
     return GoldenCase(reference, facts, inputs, output, targets, presence)
+
+
+def crops(masks: np.ndarray) -> MaskCrops:
+    return MaskCrops.packed(((0, 0, mask) for mask in masks), masks.shape[1:])
 
 
 def random_batch(counts: list[int], layers: int = 2, predictions: int = 8, seed: int = 0) -> tuple:
@@ -147,7 +152,7 @@ def random_batch(counts: list[int], layers: int = 2, predictions: int = 8, seed:
     targets = Targets(
         counts=torch.tensor(counts),
         boxes=leaf(instances, 4, box=True).detach(),
-        masks=torch.rand(instances, 12, 12, generator=generator) > 0.5,
+        masks=crops((torch.rand(instances, 12, 12, generator=generator) > 0.5).numpy()),
         sample_ids=[f"data/{q}/concept" for q in range(queries)],
     )
     return leaves, output_of(leaves), targets
