@@ -66,8 +66,8 @@ class PromptDraw:
             if self.hard_negatives and not all(hard):
                 raise ValueError(
                     f"data.hard_negatives={self.hard_negatives}: nothing is hard to refuse in a picture of {name}: "
-                    f"name what it shows in configs/dataset/{name}.yaml (scene: one of {', '.join(table.scenes)}), or "
-                    "set data.hard_negatives=0"
+                    f"name what it shows in configs/dataset/{name}.yaml (scene: one of {', '.join(table.scenes)}; "
+                    "none that fits only in part), or set data.hard_negatives=0"
                 )
             if isinstance(spec.scene, dict):
                 self._check_images(name)

@@ -95,7 +95,8 @@ def check_foreign(corpus: Corpus, config: ForeignConfig) -> None:
                     raise ValueError(
                         f"evaluation.foreign.{kind}={getattr(config, kind)}: only {len(words)} words are {kind} to "
                         f"refuse in a picture of {named}: name what it shows in configs/dataset/{name}.yaml (scene: "
-                        f"one of {', '.join(table.scenes)}), or set evaluation.foreign.{kind}=0"
+                        f"one of {', '.join(table.scenes)}; none that fits only in part), or set "
+                        f"evaluation.foreign.{kind}=0"
                     )
 
 
