@@ -22,6 +22,9 @@ from medsam3.prediction.image import ImagePredictor
 from medsam3.preparation.prepare import prepare
 from medsam3.results.findings import Journal
 from tests.conftest import data_config, prepare_config, save_picture
+from tests.prediction.test_tiles import CONFIG as TILES
+from tests.prediction.test_tiles import Oracle as TileOracle
+from tests.prediction.test_tiles import numbers_of, painted
 
 PREDICTIONS = 300
 CONFIG = PredictionConfig(
@@ -172,6 +175,23 @@ def test_taking_images_without_any_target_only_is_refused(corpus):
     corpus.images = lambda name, part: empty_first  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"no image with a mask .* among the 1 that evaluation\.images takes"):
         asked_images(corpus, {"small": "all"}, dataclasses.replace(ALL, images=1))
+
+
+def test_in_tiles_each_of_more_objects_than_one_pass_answers_counts_once(tmp_path, make_spec):
+    places = [(y, x) for y in range(9, 290, 16) for x in range(9, 290, 16)]
+    image = painted((300, 300), {2 * i + 1: (*place, 6, 6) for i, place in enumerate(places)})
+    save_picture(tmp_path / "data/small/images/0.png", image)
+    save_picture(tmp_path / "data/small/masks/0.png", numbers_of(image).astype(np.uint16))
+    make_spec(concepts={"cell": "cell"}, instances="labels")
+    corpus = opened(data_config(tmp_path), make_spec.folder)
+    config = dataclasses.replace(ALL, instances=True)
+    model = TileOracle(dataclasses.replace(TILES, tile=100))
+    answers = ModelAnswers(model, corpus, detected_from=config.detected_from)
+    evaluation = run_evaluation(answers, corpus, asked_images(corpus, {"small": "all"}, config), config)
+    own = evaluation.instances["small"].own
+    assert (own.truths, own.predictions, len(model.seen)) == (324, 324, 16)
+    assert [own.values[name] for name in ("ap", "ap75", "f1", "pq")] == [1, 1, 1, 1]
+    assert [found["small"].values["dice"] for found in evaluation.scores.values()] == [1, 1]
 
 
 def interrupted(corpus: Corpus, folder, question: str, after: int) -> list[str]:
