@@ -101,7 +101,10 @@ def from_main(compute: Callable[[], T]) -> T:
             value = compute()
     except Exception as raised:
         error = raised
-    value, error = gather_objects((value, error))[0]
+    if active():
+        sent = [(value, error)]
+        dist.broadcast_object_list(sent)
+        value, error = sent[0]
     if error is not None:
         raise error
     return value

@@ -1,6 +1,6 @@
 """Writing so that a file or folder is there in full or not at all, folders that can be written to, and hashes.
 
-Names with `.partial` are what a killed process may leave behind; the next writer of the same file replaces them.
+Names with `.partial` and `.old` are what a killed process may leave behind: see `clear_leftovers`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.glob("*.safetensors"):  # written for the owner alone, whatever the umask says
             file.chmod(temporary.stat().st_mode & 0o666)
-            _to_disk(file)
+        for path in (*temporary.rglob("*"), temporary):
+            _to_disk(path)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
@@ -73,14 +74,24 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder into which nobody else writes, and give a folder back that
+    `new_folder` was about to replace."""
+    for old in folder.glob(".*.old"):
+        if not (there := folder / old.name[1 : -len(".old")]).exists():
+            os.replace(old, there)
+    for left in (*folder.glob(".*.partial*"), *folder.glob(".*.old")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def write_text(path: Path, text: str, durable: bool = False) -> None:
     """Write a UTF-8 text file by `new_file`."""
-    write_lines(path, [text])
+    write_lines(path, [text], durable)
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
+def write_lines(path: Path, lines: Iterable[str], durable: bool = False) -> None:
     """The same from pieces that need not be in memory together; each brings its line end."""
-    with new_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with new_file(path, durable=durable) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.writelines(lines)
 
 

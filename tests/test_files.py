@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from medsam3.files import new_file, new_folder, writable_folder, write_text
+from medsam3.files import clear_leftovers, new_file, new_folder, writable_folder, write_text
 
 
 @pytest.mark.parametrize("writer", [new_file, new_folder])
@@ -34,3 +34,15 @@ def test_a_folder_that_is_a_file_is_refused_with_its_key(tmp_path):
     with pytest.raises(ValueError, match=r"output_dir=.*file/run: cannot write there .*; set output_root=<folder>"):
         writable_folder(tmp_path / "file" / "run", "output_dir", "output_root")
     assert os.listdir(writable_folder(tmp_path / "new", "output_dir", "output_root")) == []
+
+
+def test_what_a_kill_left_is_removed_and_a_folder_about_to_be_replaced_is_given_back(tmp_path):
+    for name in (".best.old", ".taken.old", "taken", ".taken.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / ".config.yaml.12.partial").touch()
+    clear_leftovers(tmp_path)
+    assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {
+        "best": ".best.old",
+        "taken": "taken",
+    }

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 
+from medsam3.checks import typed
+from medsam3.command_line import CONFIG_FOLDER
+from medsam3.config import TrainConfig, register_schemas
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import Manifest, split_file, write_split
 from medsam3.layouts.pixels import size_of
@@ -21,8 +25,15 @@ TRAIN_FRACTION, SEED = 0.85, 42  # only noted in the split files written here: a
 MANY_QUERIES = 10**6  # ask for every concept of an image
 
 
+def training_config(*overrides: str) -> TrainConfig:
+    """As on the command line of scripts/train.py."""
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return typed(compose("train", list(overrides)), TrainConfig)
+
+
 def small_corpus(
-    spec: DatasetSpec, data_root: Path, folder: Path, images: int, mp: tuple[float, float] | None
+    spec: DatasetSpec, data_root: Path, folder: Path, images: int, mp: tuple[float, float] | None, validation: int = 0
 ) -> Corpus:
     """Some images of a data set as a training part, without preparing all of it.
 
@@ -30,6 +41,7 @@ def small_corpus(
         folder: gets the split file and the unpacked volumes.
         images: how many, evenly spaced over the data set.
         mp: only image files of this size, megapixels; None: any.
+        validation: how many of them are the validation part.
 
     Raises:
         ValueError: the data set is not there, has no image of this size, or none of the chosen images has an instance.
@@ -54,16 +66,26 @@ def small_corpus(
         groups=[item.group for item, _, _ in rows],
         concepts=[concept for _, concept, _ in rows],
         instances=np.asarray([count for _, _, count in rows]),
+        parts=["val" if item in chosen[len(chosen) - validation :] else "train" for item, _, _ in rows],
     )
     return as_corpus({spec.name: spec}, {spec.name: reader}, folder)
 
 
 def write_training_part(
-    path: Path, items: Sequence[str], groups: Sequence[str], concepts: Sequence[str], instances: NDArray[np.integer]
+    path: Path,
+    items: Sequence[str],
+    groups: Sequence[str],
+    concepts: Sequence[str],
+    instances: NDArray[np.integer],
+    parts: Sequence[str] = (),
 ) -> None:
+    """
+    Args:
+        parts: of each row; none: all are training rows.
+    """
     rows = len(items)
     columns: dict[str, Any] = {"item": items, "group": groups, "concept": concepts, "instances": instances}
-    columns |= {name: pa.repeat("train", rows) for name in ("part_by_image", "part_by_group")}
+    columns |= {name: parts or pa.repeat("train", rows) for name in ("part_by_image", "part_by_group")}
     columns |= {name: np.full(rows, 512) for name in ("height", "width")}
     columns |= {"area_px": 1000 * instances, "dataset": pa.repeat(path.stem, rows)}
     columns |= {"train_fraction": np.full(rows, TRAIN_FRACTION), "seed": np.full(rows, SEED)}

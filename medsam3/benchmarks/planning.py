@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hydra import compose, initialize_config_dir
 from transformers import Sam3Config
 
+from medsam3.benchmarks.parts import training_config
 from medsam3.checkpoints.model_config import sized
-from medsam3.checks import typed
-from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import TrainConfig, register_schemas
 from medsam3.model.tiny import tiny_config
 from medsam3.training.kernels import Work
 from medsam3.training.plan import CARDS, RESERVE_GIB, Load, Plan, load_of, plan_step
@@ -31,9 +28,7 @@ def planned(
     Raises:
         ValueError: a setting that does not fit.
     """
-    register_schemas()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = typed(compose("train", [f"model={model}", *overrides]), TrainConfig)
+    config = training_config(f"model={model}", *overrides)
     size = config.model.image_size
     load = load_of(config)
     load = Load(load.images, queries or load.queries, instances or load.instances)

@@ -15,14 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from PIL import Image
 
-from medsam3.benchmarks.parts import MANY_QUERIES, SEED
-from medsam3.checks import typed
-from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import TrainConfig, register_schemas
+from medsam3.benchmarks.parts import MANY_QUERIES, SEED, training_config
 from medsam3.data.augmentation import Augmentation
 from medsam3.data.batch import Query, Sample
 from medsam3.data.corpus import Corpus
@@ -115,10 +111,7 @@ def _sample_times(
 
 
 def _by_modality(corpus: Corpus) -> Augmentation:
-    register_schemas()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = typed(compose("train", ["augmentation=by_modality"]), TrainConfig)
-    return Augmentation(config.data.augmentation, corpus.specs)
+    return Augmentation(training_config("augmentation=by_modality").data.augmentation, corpus.specs)
 
 
 def _each_time_another(dataset: QueryDataset, place: int, epochs: Iterator[int]) -> Sample:

@@ -22,17 +22,15 @@ from typing import cast
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from transformers import Sam3Model
 
 from medsam3.benchmarks.evidence import Table, work
 from medsam3.benchmarks.levers import TARGET_PX, TARGETS
+from medsam3.benchmarks.parts import training_config
 from medsam3.benchmarks.targets import gain_by_area, mask_dice
 from medsam3.checkpoints.files import SAFETENSORS
-from medsam3.checks import typed
-from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import TrainConfig, register_schemas
+from medsam3.config import TrainConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.evaluator import asked_images
@@ -148,9 +146,7 @@ def _compare_targets(table: Table, setting: Setting) -> None:
 
 
 def _config(setting: Setting, overrides: Sequence[str]) -> TrainConfig:
-    register_schemas()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return typed(compose("train", [*SETTINGS, *setting.data, *overrides]), TrainConfig)
+    return training_config(*SETTINGS, *setting.data, *overrides)
 
 
 def make_start(setting: Setting, steps: int) -> None:

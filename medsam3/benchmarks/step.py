@@ -10,13 +10,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from medsam3 import distributed
-from medsam3.benchmarks.parts import SEED, small_corpus
-from medsam3.checks import typed
-from medsam3.command_line import CONFIG_FOLDER
-from medsam3.config import TrainConfig, register_schemas
+from medsam3.benchmarks.parts import SEED, small_corpus, training_config
 from medsam3.registry.spec import load_specs
 
 
@@ -47,9 +43,7 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))
     own = [f"model={model}", f"model.checkpoint={checkpoint}", f"model.image_size={image_size}"]
     own += ["datasets=mni152", "data.workers=0", f"output_root={folder}/runs", "wandb.mode=off"]
-    register_schemas()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = typed(compose("train", [*own, *overrides]), TrainConfig)
+    config = training_config(*own, *overrides)
     with contextlib.redirect_stdout(sys.stderr):
         run = set_up(config, corpus, distributed.select_device(config.device))
     batch = next(iter(run.loader))

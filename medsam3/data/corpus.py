@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from medsam3 import distributed
 from medsam3.config import DataConfig
 from medsam3.data.manifest import PARTS, ImageRows, Manifest, split_file
 from medsam3.layouts.reader import Reader
@@ -99,7 +100,7 @@ class Corpus:
 
 
 def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDER,)) -> Corpus:
-    """Open data sets for training or evaluation.
+    """Open data sets for training or evaluation. Of several processes the first looks through the folders for all.
 
     Args:
         names: a data set, a list of them, or a use; see `load_specs`.
@@ -116,6 +117,9 @@ def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterabl
         specs, config.splits, split.by, split.train_fraction, split.seed, split.test_fraction, cohorts
     )
     readers = {name: open_reader(spec, Path(config.root), Path(config.cache)) for name, spec in specs.items()}
+    found = distributed.from_main(lambda: {name: (reader.index(), reader.broken) for name, reader in readers.items()})
+    for name, (index, broken) in found.items():
+        readers[name].take_index(index, broken)
     for table in manifest.splits:
         name = table.path.stem
         again = f"run python scripts/prepare_data.py datasets={name} again"

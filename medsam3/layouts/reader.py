@@ -202,6 +202,10 @@ class Reader(ABC):
             self.broken = [problem for problem in found.problems if not problem.expected]
         return self._index
 
+    def take_index(self, index: ItemIndex, broken: list[Problem]) -> None:
+        """Have what `index` found in another process, without looking through the folders."""
+        self._index, self.broken = index, broken
+
     def item(self, item_id: str) -> Item:
         """The item of an id. KeyError if there is none."""
         return self.index()[item_id]

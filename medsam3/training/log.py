@@ -19,6 +19,8 @@ from medsam3.dashboard import start_wandb, wandb_mode
 from medsam3.files import write_text
 from medsam3.versions import code_version, package_versions
 
+AT_THE_END = ("validation", "asked/", "check/")  # names of what is written at the end of an epoch or run
+
 
 class RunLog:
     """Scalars and pictures of one run. A resumed run appends after `step`, where its checkpoint stands."""
@@ -33,11 +35,12 @@ class RunLog:
         """
         self._path = folder / "metrics.jsonl"
         self._wandb_run: Any = None
+        self._last: dict[str, Any] = {}  # line of metrics.jsonl
         if not distributed.is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            _keep_lines_up_to(self._path, step, validated)
+            self._last = _keep_lines_up_to(self._path, step, validated)
         self._file = self._path.open("a", encoding="utf-8")
         mode = wandb_mode(wandb.mode)
         if mode != "disabled":
@@ -63,11 +66,22 @@ class RunLog:
         if not distributed.is_main():
             return
         self.ensure_there()
+        self._last = {"step": step, **values}
         try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps(self._last) + "\n")
             self._file.flush()
         except OSError as error:
             raise OSError(f"{self._path}: cannot be written ({error.strerror})") from error
+
+    def ends_with(self, name: str) -> bool:
+        """Whether the last line has this value. All ranks must call it."""
+        return distributed.from_main(lambda: name in self._last)
+
+    def sync(self) -> None:
+        """All lines so far are on the disk."""
+        self.ensure_there()
+        if distributed.is_main():
+            os.fsync(self._file.fileno())
 
     def ensure_there(self) -> None:
         """
@@ -110,9 +124,13 @@ def write_run_facts(folder: Path, config_yaml: str) -> None:
     write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
-def _keep_lines_up_to(path: Path, step: int, validated: bool) -> None:
-    """Drop what an interrupted run wrote after its last state: the resumed run writes it again."""
-    kept = []
+def _keep_lines_up_to(path: Path, step: int, validated: bool) -> dict[str, Any]:
+    """Drop what an interrupted run wrote after its last state: the resumed run writes it again.
+
+    Returns:
+        The last line that is left.
+    """
+    kept, last = [], {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if not line.endswith("\n"):  # torn by a kill
             continue
@@ -121,9 +139,9 @@ def _keep_lines_up_to(path: Path, step: int, validated: bool) -> None:
             later = values["step"] > step
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: line {number} is not of a run ({error!r}); mend or remove it") from error
-        unsaved = (
-            values["step"] == step and not validated and any(key.startswith(("validation", "asked/")) for key in values)
-        )
+        unsaved = values["step"] == step and not validated and any(key.startswith(AT_THE_END) for key in values)
         if not later and not unsaved:
             kept.append(line)
-    write_text(path, "".join(kept))
+            last = values
+    write_text(path, "".join(kept), durable=True)
+    return last

@@ -81,9 +81,6 @@ class StateWriter:
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error = ""
-        if distributed.is_main():
-            for left in folder.glob(f".{STATE_FILE}.*.partial"):  # by a killed process: the lock says it is gone
-                left.unlink()
 
     def save(
         self,
@@ -163,12 +160,12 @@ class StateWriter:
         try:
             self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that is gone is an error
             with needs_room(path, need):
-                write_text(self.folder / "config.json", model_config)
+                write_text(self.folder / "config.json", model_config, durable=True)
                 with new_file(path, durable=True) as temporary:
                     torch.save(state, temporary)
                     self._put_aside(path)
-        except OSError as error:
-            self._error = str(error)
+        except Exception as error:  # `wait` raises it: no run goes on that does not save
+            self._error = str(error) if isinstance(error, OSError) else f"{path}: cannot be written ({error!r})"
         else:
             self._step = state["progress"]["step"]
 

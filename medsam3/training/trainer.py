@@ -27,7 +27,7 @@ from medsam3.data.corpus import open_corpus
 from medsam3.data.prompts import KINDS
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
-from medsam3.files import folder_lock, needs_room, writable_folder
+from medsam3.files import clear_leftovers, folder_lock, needs_room, writable_folder
 from medsam3.metrics.masks import METRICS, check_metrics
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
@@ -62,6 +62,9 @@ def train(config: TrainConfig) -> float:
     with distributed.process_group(device, config.trainer.timeout_minutes):
         folder = writable_folder(config.output_dir, "output_dir", "output_root")
         with distributed.on_main(folder_lock(folder)):
+            if distributed.is_main():
+                clear_leftovers(folder)
+                clear_leftovers(folder / "last")
             check_metrics(config.evaluation.metrics)
             corpus = open_corpus(config.data, config.datasets)
             corpus.require(("train", "val"))
@@ -95,7 +98,6 @@ def _killed_loader(error: RuntimeError, config: TrainConfig) -> OSError:
 
 def _run_epochs(run: Run) -> None:
     progress, watch = run.progress, distributed.Watch(run.config.trainer.timeout_minutes)
-    begun_at = progress.step, progress.validated
     bar = tqdm(
         total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2
     )
@@ -120,7 +122,7 @@ def _run_epochs(run: Run) -> None:
                 run.meter.asked.clear()
             run.meter.restart()
             save(run)
-        if (progress.step, progress.validated) != begun_at:
+        if not run.log.ends_with("check/best_dice"):
             check_best(run)
     if _patience_ends(run):
         run.log.line(
@@ -169,7 +171,7 @@ def _run_epoch(run: Run, batches: Iterator[Batch], bar: tqdm, watch: distributed
 
 def save(run: Run) -> None:
     """Begin to write `last`."""
-    run.log.ensure_there()
+    run.log.sync()  # the state says that these lines are there
     run.writer.save(run.loaded.model, run.average, run.optimizer, run.meter, run.progress, run.stored_config)
 
 

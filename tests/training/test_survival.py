@@ -19,6 +19,7 @@ import torch
 from medsam3 import distributed
 from medsam3.data import sampler
 from medsam3.training import resume, trainer
+from medsam3.training.log import RunLog
 from medsam3.training.step import optimizer_step
 
 SETTINGS = (
@@ -164,8 +165,15 @@ def test_a_signal_in_the_validation_ends_at_once_because_all_is_saved(
 def test_a_finished_run_goes_on_where_it_gets_more_epochs_but_not_fewer(configure, monkeypatch, tmp_path, capsys):
     trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
     finished = lines(tmp_path / "run")
+    metrics = tmp_path / "run/metrics.jsonl"
+    *kept, check = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(kept))  # killed before the last line, which all else is before
+    left = [tmp_path / "run" / name for name in (".config.yaml.1.partial", "last/.config.json.1.partial")]
+    for path in left:
+        path.touch()
     trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
-    assert lines(tmp_path / "run") == finished
+    assert lines(tmp_path / "run") == finished and "check/best_dice" in check
+    assert not any(path.exists() for path in left)
     trainer.train(configure("trainer.epochs=2", "evaluation.images=1"))
     assert f"resumes at step {STEPS}, {2 * STEPS} steps" in capsys.readouterr().out
     assert lines(tmp_path / "run")[: len(finished)] == finished and lines(tmp_path / "run")[-1]["step"] == 2 * STEPS
@@ -294,6 +302,24 @@ def test_the_newest_states_are_kept(configure, tmp_path):
     assert names == ["state.pt", "state_00000004.pt", "state_00000005.pt"]  # step 5 before its validation
     older = torch.load(tmp_path / "run/last/state_00000004.pt", weights_only=True)
     assert older["progress"]["step"] == 4
+
+
+def test_a_state_that_cannot_be_written_for_any_reason_ends_the_run(tmp_path):
+    writer = resume.StateWriter(tmp_path / "last", keep=1, step=0)
+    writer._write({"progress": {"step": 1}, "model": lambda: None}, "{}")
+    with pytest.raises(OSError, match=r"last/state\.pt: cannot be written \(.*lambda"):
+        writer.wait()
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_lines_of_the_end_count_only_with_the_state_that_has_them(validated, configure, tmp_path):
+    end = [{"step": 8, name: 1.0} for name in ("loss/total", "asked/present", "validation/dice", "check/best_dice")]
+    rows = [{"step": 7, "check/best_dice": 0.5}, *end, {"step": 9, "loss/total": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"st')
+    log = RunLog(tmp_path, "run", configure().wandb, {}, step=8, validated=validated)
+    log.close()
+    assert lines(tmp_path) == (rows[:5] if validated else rows[:2])
+    assert log.ends_with("check/best_dice") == validated
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", None])
