@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from medsam3.benchmarks.parts import SEED, training_config
 from medsam3.benchmarks.reading import interleaved
-from medsam3.data.batch import Targets
+from medsam3.data.batch import Targets, with_tensors
+from medsam3.data.mask_crops import MaskCrops
 from medsam3.model.detector import BranchOutput, DetectorOutput
 from medsam3.training.losses import SetPredictionLoss
 
@@ -48,10 +50,12 @@ def loss_times(
     """
     config = training_config(f"loss.variant={variant}").loss
     output, leaves = _predictions(queries, image_size, variant, device)
-    truth = _targets(queries, targets, image_size if variant != "box_only" else 1, device)
+    truth = with_tensors(_targets(queries, targets, image_size), lambda tensor: tensor.to(device))
     steps = {"now": partial(_step, SetPredictionLoss(config), output, truth, leaves)}
     if against is not None:
-        steps["other"] = partial(_step, _loss_of(against)(config), output, truth, leaves)
+        criterion, packed = _loss_of(against)
+        other: Any = truth if packed else replace(truth, masks=cast(Any, truth.masks.paint()))
+        steps["other"] = partial(_step, criterion(config), output, other, leaves)
     found = {name: step() for name, step in steps.items()}
     times = {name: median(values) for name, values in interleaved(steps, repeats).items()}
     if against is None:
@@ -96,23 +100,23 @@ def _predictions(
     return output, leaves
 
 
-def _targets(queries: int, each: int, size_px: int, device: torch.device) -> Targets:
-    """Squares at random places."""
-    generator = torch.Generator().manual_seed(SEED)
-    centers, sides = torch.rand(queries * each, 2, generator=generator), torch.full((queries * each, 2), 0.1)
-    place = torch.arange(size_px) / size_px
-    inside = [(place - centers[:, i, None]).abs() <= 0.05 for i in (0, 1)]  # [N, size] each, x and y
-    masks = inside[1][:, :, None] & inside[0][:, None, :]
-    counts = torch.full((queries,), each, dtype=torch.int64)
-    return Targets(counts, torch.cat([centers, sides], dim=1), masks).to(device)
+def _targets(queries: int, each: int, size_px: int) -> Targets:
+    """Squares at random places, a tenth of the image wide."""
+    number, side = queries * each, max(1, size_px // 10)
+    corners = torch.randint(0, size_px - side + 1, (number, 2), generator=torch.Generator().manual_seed(SEED))
+    square = np.ones((side, side), bool)
+    masks = MaskCrops.packed(((y, x, square) for x, y in corners.tolist()), (size_px, size_px))
+    boxes = torch.cat([corners + side / 2, torch.full((number, 2), float(side))], dim=1) / size_px
+    return Targets(torch.full((queries,), each, dtype=torch.int64), boxes, masks)
 
 
-def _loss_of(checkout: Path) -> Any:
-    """The class of the loss of another version, which stands beside this one as if it had other names."""
+def _loss_of(checkout: Path) -> tuple[Any, bool]:
+    """The class of the loss of another version, and whether it takes masks as crops."""
     with _other_package(checkout):
-        for name in ("medsam3.training.losses", "medsam3.losses"):
-            if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
-                return importlib.import_module(name).SetPredictionLoss
+        for name in ("medsam3.training", "medsam3"):  # before there were rooms
+            if (checkout / name.replace(".", "/") / "losses.py").is_file():
+                criterion = importlib.import_module(f"{name}.losses").SetPredictionLoss
+                return criterion, (checkout / "medsam3/data/mask_crops.py").is_file()
     raise ValueError(f"--against {checkout}: no medsam3/training/losses.py nor medsam3/losses.py there")
 
 

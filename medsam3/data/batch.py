@@ -57,11 +57,11 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """In memory that the device reads while the host goes on; the data loader looks for this method."""
-        return _with_tensors(self, Tensor.pin_memory)
+        return with_tensors(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
         """On the device; the host does not wait for the copies of a pinned batch."""
-        return _with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -90,14 +90,14 @@ def normalised(pixels: Tensor) -> Tensor:
     return pixels.float().mul_(2 / 255).sub_(1)
 
 
-def _with_tensors(data: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def with_tensors(data: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A copy of a dataclass, every tensor in it and in the dataclasses that it holds changed."""
     values = {field.name: getattr(data, field.name) for field in fields(data)}
     for name, value in values.items():
         if isinstance(value, Tensor):
             values[name] = change(value)
         elif is_dataclass(value):
-            values[name] = _with_tensors(value, change)
+            values[name] = with_tensors(value, change)
     return replace(data, **values)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from medsam3 import distributed
+from medsam3.data.corpus import open_corpus
 from medsam3.training import trainer
 from tests.scripts import ROOT
 from tests.scripts import train_template as train
@@ -73,6 +76,17 @@ def test_a_resumed_run_equals_the_unbroken_one(data, tmp_path, monkeypatch):
     for part in ("model", "average"):
         whole, resumed = (weights(tmp_path / f"{kind}/runs/run", part) for kind in ("unbroken", "broken"))
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_of_several_processes_the_first_looks_through_the_folders_for_all(configure, monkeypatch):
+    config = configure()
+    first = open_corpus(config.data, "mni152").readers["mni152"]
+    sent = pickle.dumps({"mni152": (first.index(), first.broken)})
+    monkeypatch.setattr(distributed, "from_main", lambda compute: pickle.loads(sent))  # on another rank
+    monkeypatch.setattr(type(first), "find", lambda self: pytest.fail("it looked itself"))
+    corpus = open_corpus(config.data, "mni152")
+    item = corpus.images("mni152", "train")[3].item
+    assert corpus.readers["mni152"].item(item) == first.item(item)
 
 
 def test_the_first_step_trains_both_halves_and_its_gradient_is_clipped(run):
