@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from medsam3.benchmarks.evidence import Table
 from medsam3.benchmarks.levers import LEVERS, TARGET_PX, TARGETS, VARIANTS, Lever
@@ -59,20 +59,20 @@ def write(page: Path, table: Table) -> str:
 
 def _levers(table: Table) -> str:
     head = ("lever", "what", "why", "`recommended`", "CPU time of a run", "effect, in points, with 95 % interval")
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        recommended = compose("train", ["experiment=recommended"])
     rows = [
-        (lever.name, lever.what, lever.why, _recommended(lever), _cost(table, lever), _effect(table, lever))
+        (lever.name, lever.what, lever.why, _setting(lever, recommended), _cost(table, lever), _effect(table, lever))
         for lever in LEVERS
     ]
     return markdown_table(head, rows).replace("---:", "---")  # words
 
 
-def _recommended(lever: Lever) -> str:
-    """What experiment=recommended has."""
+def _setting(lever: Lever, recommended: DictConfig) -> str:
     if not lever.key:
         return "always"
-    register_schemas()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        value = OmegaConf.select(compose("train", ["experiment=recommended"]), lever.key)
+    value = OmegaConf.select(recommended, lever.key)
     return "off" if value in (None, 0, "none") else f"on: {value}"
 
 

@@ -234,10 +234,10 @@ for sys.argv in json.loads(sys.argv[1]):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux' /proc")
 def test_converting_takes_less_than_1_point_3_times_the_file(tmp_path):
-    """Resident memory beyond the imports, the mapped pages of the file included, for a file of 290 MB."""
+    """Resident memory beyond the imports, the mapped pages of the file included, for a file of 150 MB."""
     config = json.loads(CONFIG_FILE.read_text())
     wide = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-    config["vision_config"]["backbone_config"] |= wide | {"num_hidden_layers": 10}
+    config["vision_config"]["backbone_config"] |= wide | {"num_hidden_layers": 5}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = Sam3Model(Sam3Config(**config))
     source = save(convert_transformers_to_meta(model.state_dict(), config=model.config), tmp_path / "large.pt")
@@ -248,5 +248,5 @@ def test_converting_takes_less_than_1_point_3_times_the_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", GROWTH, runs], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     growths = [int(line.split()[1]) / size_kb for line in done.stdout.splitlines() if line.startswith("growth")]
-    assert size_kb > 250e3 and len(growths) == 2
+    assert size_kb > 130e3 and len(growths) == 2
     assert all(0.5 < growth < 1.15 for growth in growths), growths  # the imports take the rest

@@ -400,9 +400,8 @@ def _run_rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_boxes_are_normalised_by_the_mean_count_over_two_ranks(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_run_rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(_run_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in (0, 1):
         together = torch.load(tmp_path / f"rank{rank}.pt")
         alone = _box_terms_of_rank(rank)
