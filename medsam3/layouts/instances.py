@@ -161,7 +161,8 @@ class Instances:
 
         By area: pixels of which an instance covers at least half (bilinear with antialiasing). An instance that covers
         no pixel by half keeps those that it covers at least half as much as any, so every instance with a box has a
-        mask. Only what surrounds its box is resized; the result is that of the whole mask.
+        mask. Only what surrounds its box is resized; where the cover is within .002 of one half, 8 bits may round it to
+        the other side than in the whole mask.
         """
         for (x0, y0, x1, y1), crop in zip(self.boxes_px.tolist(), self.crops, strict=True):
             rows = _Span.around(y0, y1, self.size[0], size[0])
