@@ -1,12 +1,15 @@
-"""Time and memory of the training input and of a training step; each command prints a Markdown table.
+"""Time and memory of the training input and of a training step; each command prints a Markdown table;
+--record FILE appends it, with hardware and versions.
 
-python scripts/benchmark.py reading --image FILE --mask FILE               an image file and its mask to a sample
-python scripts/benchmark.py reading --dataset kvasir_seg --data-root DIR  some images of a data set
-python scripts/benchmark.py slices                                       cached slices of the MNI152 template
+python scripts/benchmark.py loader                                       files to samples: cached slices of the template
+python scripts/benchmark.py loader --dataset kvasir_seg --data-root DIR   some images of a data set
+python scripts/benchmark.py loader --image FILE --mask FILE               an image file and its mask
 python scripts/benchmark.py manifest                                     2 million rows: opening, memory of the workers
 python scripts/benchmark.py sampling                                     shares of data sets under data.weights
 python scripts/benchmark.py plan                                         memory and time of a step, without a GPU
-python scripts/benchmark.py step                                         optimizer steps of the full-size model
+python scripts/benchmark.py step                                         the same measured on a GPU, both printed
+python scripts/benchmark.py loss                                         matching and loss alone
+python scripts/benchmark.py kills                                        killed runs beside one that is not (long)
 python scripts/benchmark.py recipe --overrides data.root=DIR             what each lever of the recipe does (hours)
 python scripts/benchmark.py evaluate --dataset drive kvasir_seg           where the time of an evaluation goes
 python scripts/benchmark.py queries                                      memory of an evaluation of a million queries
@@ -15,11 +18,13 @@ python scripts/benchmark.py queries                                      memory 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import platform
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +32,14 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from medsam3.benchmarks import evidence, parts, planning, reading, recipe_page, scale, step
+from medsam3.benchmarks import evidence, loader, parts, planning, recipe_page, scale
 from medsam3.benchmarks.levers import VARIANTS
 from medsam3.command_line import explain
+from medsam3.distributed import select_device
 from medsam3.messages import one_of
 from medsam3.registry.spec import DatasetSpec, load_specs
 from medsam3.training.plan import CARDS, TYPICAL_INSTANCES
+from medsam3.versions import code_version
 
 EVALUATION_PARTS = ("reading", "encoder", "decoder", "rules", "metrics", "outlines", "writing", "rest")
 
@@ -48,32 +55,16 @@ def main() -> None:
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"{table}\n\n{facts}")
+    if arguments.record is not None:
+        with arguments.record.open("a", encoding="utf-8") as file:
+            file.write(f"\n## {datetime.date.today()}: `{' '.join(sys.argv[1:])}`\n\n{table}\n\n{facts}\n")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
 
-    files = commands.add_parser("reading", help="image and mask files to a training sample, beside PIL alone")
-    source = files.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, metavar="FILE", help="an image file (with --mask)")
-    source.add_argument("--dataset", metavar="NAME", help="a data set (with --data-root)")
-    files.add_argument("--mask", type=Path, metavar="FILE")
-    files.add_argument(
-        "--threshold", type=float, default=127, help="grey of --mask above it is the object (%(default)g)"
-    )
-    files.add_argument("--megapixels", type=float, nargs=2, default=(1, 2), help="only images of this size (1 2)")
-    files.set_defaults(measure=reading_table)
-
-    slices = commands.add_parser("slices", help="slices of cached volumes to a training sample, beside the resize")
-    slices.add_argument("--dataset", metavar="NAME", default="mni152", help="%(default)s")
-    slices.set_defaults(measure=slices_table)
-    for command in (files, slices):
-        command.add_argument("--data-root", type=Path, default=Path("data"), help="data.root (%(default)s)")
-        command.add_argument("--images", type=int, default=8, help="images of the data set (%(default)s)")
-        command.add_argument("--repeats", type=int, default=20, help="of each image (%(default)s)")
-        command.add_argument("--image-size", type=int, default=1008, help="side of the sample, px (%(default)s)")
-
+    add_loader(commands)
     manifest = commands.add_parser("manifest", help="a synthetic manifest: time to open, memory of the workers")
     manifest.add_argument("--rows", type=int, default=2_000_000, help="(%(default)s)")
     manifest.add_argument("--workers", type=int, default=2, help="data loading processes (%(default)s)")
@@ -108,7 +99,11 @@ def parse_arguments() -> argparse.Namespace:
     recipe.add_argument("--overrides", nargs="*", default=[], help="where the data lie: data.root=DIR")
     recipe.set_defaults(measure=recipe_tables)
     add_plan(commands)
+    add_loss(commands)
+    add_kills(commands)
     add_evaluation(commands)
+    for command in commands.choices.values():
+        command.add_argument("--record", type=Path, metavar="FILE", help="append the table, as to docs/benchmarks.md")
     return parser.parse_args()
 
 
@@ -121,6 +116,41 @@ def add_plan(commands: Any) -> None:
     plans.add_argument("--instances", type=int, metavar="N", help=f"per query ({TYPICAL_INSTANCES})")
     plans.add_argument("overrides", nargs="*", help="of the training configuration, such as hardware=gpu_24gb")
     plans.set_defaults(measure=plan_table)
+
+
+def add_loader(commands: Any) -> None:
+    command = commands.add_parser("loader", help="from files, or cached slices, to a sample: images/s on a core, bytes")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--image", type=Path, metavar="FILE", help="an image file (with --mask)")
+    source.add_argument("--dataset", metavar="NAME", default="mni152", help="a data set (%(default)s)")
+    command.add_argument("--mask", type=Path, metavar="FILE")
+    command.add_argument("--threshold", type=float, default=127, help="grey of --mask above it counts (%(default)g)")
+    command.add_argument("--megapixels", type=float, nargs=2, help="only images of this size, as 1 2")
+    command.add_argument("--data-root", type=Path, default=Path("data"), help="data.root (%(default)s)")
+    command.add_argument("--images", type=int, default=8, help="images of the data set (%(default)s)")
+    command.add_argument("--repeats", type=int, default=20, help="of each image (%(default)s)")
+    command.add_argument("--image-size", type=int, default=1008, help="side of the sample, px (%(default)s)")
+    command.set_defaults(measure=loader_table)
+
+
+def add_loss(commands: Any) -> None:
+    losses = commands.add_parser("loss", help="matching and loss, forward and backward, of made-up predictions")
+    losses.add_argument("--cases", nargs="+", default=["1x1", "8x20", "8x300"], help="queries x targets (%(default)s)")
+    losses.add_argument("--variants", nargs="+", default=["box_only", "paper"], help="of loss.variant (%(default)s)")
+    losses.add_argument("--image-size", type=int, default=1008, help="px (%(default)s)")
+    losses.add_argument("--repeats", type=int, default=5, help="(%(default)s)")
+    losses.add_argument("--against", type=Path, metavar="DIR", help="a checkout of another version, for comparison")
+    losses.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    losses.set_defaults(measure=loss_table)
+
+
+def add_kills(commands: Any) -> None:
+    kills = commands.add_parser("kills", help="runs killed at random and within writes, beside an unbroken one")
+    kills.add_argument("--times", type=int, default=10, help="of each kind (%(default)s)")
+    kills.add_argument("--kinds", nargs="*", help="SIGKILL, SIGTERM, or what is written (all)")
+    kills.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    kills.add_argument("overrides", nargs="*", help="of the training configuration, such as data.workers=2")
+    kills.set_defaults(measure=kills_table)
 
 
 def add_evaluation(commands: Any) -> None:
@@ -137,43 +167,27 @@ def add_evaluation(commands: Any) -> None:
     queries.set_defaults(measure=queries_table)
 
 
-def reading_table(arguments: argparse.Namespace, folder: Path) -> str:
+def loader_table(arguments: argparse.Namespace, folder: Path) -> str:
     if arguments.image is not None:
         if arguments.mask is None:
             raise ValueError("--image needs --mask FILE beside it")
-        spec, root, sizes = (
-            one_pair(arguments.image, arguments.mask, arguments.threshold, folder),
-            folder,
-            None,
-        )
+        spec, root = one_pair(arguments.image, arguments.mask, arguments.threshold, folder), folder
     else:
-        spec, root, sizes = load_specs(arguments.dataset)[arguments.dataset], arguments.data_root, arguments.megapixels
+        spec, root = load_specs(arguments.dataset)[arguments.dataset], arguments.data_root
+    sizes = arguments.megapixels if arguments.image is None else None
     corpus = parts.small_corpus(spec, root, folder, arguments.images, sizes)
-    times = reading.image_reading(corpus, arguments.image_size, arguments.repeats)
+    times = loader.loader_times(corpus, arguments.image_size, arguments.repeats)
+    beyond = f"{times.beyond:.1f} ms beyond it (target: at most 10)"
+    ratio = f"{beyond}" if times.slices else f"**{times.ratio:.2f}** times as long (target: at most 1.5)"
+    alone = "resize of the slice alone" if times.slices else "PIL: decode the image file, resize once"
     rows = [
-        ("PIL: decode the image file, resize once", f"{times.baseline:.1f}", "1"),
-        ("training sample", f"{times.sample:.1f}", f"**{times.ratio:.2f}** (target: at most 1.5)"),
+        (alone, f"{times.baseline:.1f}", ""),
+        ("training sample", f"{times.sample:.1f}", f"{ratio}; **{1000 / times.sample:.1f} images/s on a core**"),
         *((f"of it: {part}", f"{ms:.1f}", "") for part, ms in times.parts.items()),
-        (
-            "training sample with augmentation=by_modality (mean)",
-            f"{times.augmented:.1f}",
-            f"**{1000 / times.augmented:.1f} images/s on a core**, without {1000 / times.sample:.1f}",
-        ),
+        ("with augmentation=by_modality (mean)", f"{times.augmented:.1f}", f"{1000 / times.augmented:.1f} images/s"),
+        ("bytes of a sample", "", f"**{times.sample_mb:.2f} MB** (target: at most 5)"),
     ]
-    return markdown((f"{spec.title}: {times.subject}", "ms", "times PIL's"), rows)
-
-
-def slices_table(arguments: argparse.Namespace, folder: Path) -> str:
-    spec = load_specs(arguments.dataset)[arguments.dataset]
-    corpus = parts.small_corpus(spec, arguments.data_root, folder, arguments.images, None)
-    times = reading.slice_reading(corpus, arguments.image_size, arguments.repeats)
-    rows = [
-        ("resize of the slice alone", f"{times.baseline:.1f}"),
-        ("training sample", f"{times.sample:.1f}"),
-        ("beyond the resize", f"**{times.beyond:.1f}** (target: at most 10)"),
-        *((f"of the sample: {part}", f"{ms:.1f}") for part, ms in times.parts.items()),
-    ]
-    return markdown((f"{spec.title}: {times.subject}", "ms"), rows)
+    return markdown((f"{spec.title}: {times.subject}", "ms", ""), rows)
 
 
 def manifest_table(arguments: argparse.Namespace, folder: Path) -> str:
@@ -217,15 +231,58 @@ def sampling_table(arguments: argparse.Namespace, folder: Path) -> str:
 
 
 def step_table(arguments: argparse.Namespace, folder: Path) -> str:
-    costs = step.step_costs(arguments.model, arguments.image_size, arguments.steps, arguments.overrides, folder)
+    from medsam3.benchmarks.step import step_costs  # brings transformers with it, so only here
+
+    costs = step_costs(arguments.model, arguments.image_size, arguments.steps, arguments.overrides, folder)
+    plan, card = costs.plan, CARDS[costs.card]
+    planned_s = plan.load.images / plan.images_per_s
+    reached = f"{plan.flops / costs.seconds / card.bf16_flops:.0%}" if costs.kernels else ""
+    memory = "**{:.1f}** {}".format(costs.memory_gib, "" if costs.kernels else "(all of the process)")
     rows = [
-        ("images per second", f"**{costs.images_per_s:.2f}**"),
-        ("peak memory", f"**{costs.memory_gib:.1f} GiB**"),
-        ("parameters", f"{costs.parameters / 1e6:.1f} million"),
-        ("images, queries in a step", f"{costs.images}, {costs.queries}"),
+        ("images per second", f"**{costs.images / costs.seconds:.2f}**", f"{plan.images_per_s:.2f}"),
+        ("ms of a step", f"{1e3 * costs.seconds:.0f}", f"{1e3 * planned_s:.0f}"),
+        ("peak memory, GiB", memory, f"{plan.gib:.1f}"),
+        ("kernels of a step", f"{costs.kernels:,}" if costs.kernels else "not counted", f"{plan.launches:,}"),
+        ("share of the card's bf16 rate", reached, f"{plan.flops / planned_s / card.bf16_flops:.0%}"),
+        ("parameters", f"{costs.parameters / 1e6:.1f} million", ""),
+        ("images, queries in a step", f"{costs.images}, {costs.queries}", ""),
     ]
     settings = " ".join(arguments.overrides) or "configs/train.yaml"
-    return markdown((f"{arguments.model}, {arguments.image_size} px, on {costs.device}, {settings}", ""), rows)
+    title = f"{arguments.model}, {arguments.image_size} px, {settings}"
+    return markdown((title, f"measured on {costs.device}", f"planned for {costs.card}"), rows)
+
+
+def loss_table(arguments: argparse.Namespace, folder: Path) -> str:
+    from medsam3.benchmarks.loss import loss_times
+
+    rows = []
+    torch.set_num_threads(1)
+    device = select_device(arguments.device)
+    for variant in arguments.variants:
+        for case in arguments.cases:
+            queries, targets = map(int, case.split("x"))
+            size, repeats, against = arguments.image_size, arguments.repeats, arguments.against
+            found = loss_times(queries, targets, variant, size, repeats, device, against)
+            row = [f"{variant}, {case}", f"**{found.now:.1f}**"]
+            if found.other is not None:
+                row += [f"{found.other:.1f}", f"{found.now / found.other:.2f}"]
+                row += [f"{found.total:.1g}", f"{found.gradient:.1g}"]
+            rows.append(row)
+    columns = ["ms", "ms there", "ratio", "total differs by", "gradients by"][: len(rows[0]) - 1]
+    return markdown((f"{arguments.image_size} px, {device.type}: queries x targets of each", *columns), rows)
+
+
+def kills_table(arguments: argparse.Namespace, folder: Path) -> str:
+    from medsam3.benchmarks.kills import SIGNALS, WRITES, Series
+
+    series = Series(folder, arguments.overrides, arguments.seed, lambda text: print(text, file=sys.stderr, flush=True))
+    rows = []
+    for kind in arguments.kinds or (*SIGNALS, *WRITES):
+        one_of("--kinds", kind, (*SIGNALS, *WRITES))
+        found = series.kill(kind, arguments.times)
+        ends = ", ".join(f"{count} {end}" for end, count in found.ends.items())
+        rows.append((kind, f"{found.kills}", f"{found.runs}", ends, f"**{len(found.different)}**"))
+    return markdown(("killed at, or while writing", "kills", "runs", "ends", "differences"), rows)
 
 
 def recipe_tables(arguments: argparse.Namespace, folder: Path) -> str:
@@ -292,6 +349,7 @@ def machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{os.cpu_count()} CPU cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {version('transformers')}, code {code_version()}, "
         f"load average {os.getloadavg()[0]:.1f} at the start"
     )
 

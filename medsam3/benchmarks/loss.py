@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsam3.benchmarks.loader import interleaved
 from medsam3.benchmarks.parts import SEED, training_config
-from medsam3.benchmarks.reading import interleaved
 from medsam3.data.batch import Targets, with_tensors
 from medsam3.data.mask_crops import MaskCrops
 from medsam3.model.detector import BranchOutput, DetectorOutput

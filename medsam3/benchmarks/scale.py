@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from medsam3.benchmarks.loader import interleaved
 from medsam3.benchmarks.parts import MANY_QUERIES, SEED, TRAIN_FRACTION, as_corpus, write_training_part
-from medsam3.benchmarks.reading import interleaved
 from medsam3.data.batch import Sample
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import torch
+from transformers import Sam3Config, Sam3Model
 
 from medsam3 import distributed
 from medsam3.benchmarks.parts import SEED, small_corpus, training_config
+from medsam3.checkpoints.model_config import sized
+from medsam3.data.batch import Batch
 from medsam3.registry.spec import load_specs
+from medsam3.training.plan import CARDS, Load, Plan, plan_step
+from medsam3.training.run import Run, set_up
+from medsam3.training.step import optimizer_step
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,11 @@ class StepCosts:
     parameters: int
     images: int  # in a step
     queries: int
-    images_per_s: float
+    seconds: float  # of a step, median
     memory_gib: float  # peak: on a GPU what torch holds there, on a CPU resident memory of the process
+    kernels: int | None  # of a step; None: not counted, on a CPU
+    card: str  # of the plan: the GPU that measured, else an H100
+    plan: Plan  # of the same configuration
 
 
 def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str], folder: Path) -> StepCosts:
@@ -36,9 +47,6 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     Raises:
         ValueError: a setting that does not fit; a loss that is not finite.
     """
-    from medsam3.training.run import set_up  # brings transformers with it, so only here
-    from medsam3.training.step import optimizer_step
-
     corpus = small_corpus(load_specs("mni152")["mni152"], folder, folder, images=32, mp=None)
     checkpoint = "tiny" if model == "tiny" else str(_random_sam3(image_size, folder / "sam3"))
     own = [f"model={model}", f"model.checkpoint={checkpoint}", f"model.image_size={image_size}"]
@@ -52,22 +60,42 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
         optimizer_step(run, [batch], run.meter)
         readings.append(run.meter.read(run.optimizer))
     run.log.close()
+    on_gpu = run.device.type == "cuda"
+    kernels = _kernels(lambda: optimizer_step(run, [batch], run.meter)) if on_gpu else None
+    name = torch.cuda.get_device_name().lower().replace(" ", "") if on_gpu else ""
+    card = next((card for card in CARDS if card in name), "h100")
     return StepCosts(
         device=run.device.type,
         parameters=sum(parameter.numel() for parameter in run.loaded.model.parameters()),
         images=len(batch.pixel_values),
         queries=len(batch.image_index),
-        images_per_s=median(reading["speed/images_per_s"] for reading in readings[3:]),
+        seconds=len(batch.pixel_values) / median(reading["speed/images_per_s"] for reading in readings[3:]),
         memory_gib=readings[-1]["memory/gib"],
+        kernels=kernels,
+        card=card,
+        plan=_plan(run, batch, card),
     )
+
+
+def _kernels(step: Callable[[], object]) -> int:
+    """That a step starts on the GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or ())
+
+
+def _plan(run: Run, batch: Batch, card: str) -> Plan:
+    """Of a step on as many images, queries and instances."""
+    images, queries, instances = len(batch.pixel_values), len(batch.image_index), len(batch.targets.boxes)
+    load = Load(images, round(queries / images), round(instances / queries))
+    model = dataclasses.replace(run.config.model, activation_checkpointing=run.detector.activation_checkpointing)
+    config = dataclasses.replace(run.config, model=model)
+    return plan_step(config, cast(Sam3Config, run.loaded.model.config), load, CARDS[card])
 
 
 def _random_sam3(image_size: int, folder: Path) -> Path:
     """A checkpoint of the released size with random weights."""
-    from transformers import Sam3Config, Sam3Model
-
-    from medsam3.checkpoints.model_config import sized
-
     torch.manual_seed(SEED)
     Sam3Model(sized(Sam3Config(), image_size)).save_pretrained(folder)
     return folder

@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from medsam3.benchmarks.reading import interleaved
+from medsam3.benchmarks.loader import interleaved
 from medsam3.benchmarks.scale import proportional_set_size, sampling_shares
-from tests.conftest import save_picture
+from tests.conftest import ROOT, save_picture
 from tests.scripts import run_script
 
 
@@ -37,16 +37,29 @@ def test_proportional_set_size_grows_by_what_a_process_has_for_itself():
         proportional_set_size([0])
 
 
-def test_reading_of_an_image_and_its_mask(tmp_path):
+def test_loading_of_an_image_and_its_mask(tmp_path):
     mask = np.zeros((80, 100), bool)
     mask[10:50, 20:60] = True
     image = save_picture(tmp_path / "i.jpg", np.random.RandomState(0).randint(0, 256, (80, 100, 3)).astype(np.uint8))
     files = [f"--image={image}", f"--mask={save_picture(tmp_path / 'm.png', mask)}"]
-    done = run_script("benchmark.py", "reading", *files, "--image-size=56", "--repeats=3", cwd=tmp_path)
+    options = ("--image-size=560", "--repeats=1", f"--record={tmp_path / 'page.md'}")
+    done = run_script("benchmark.py", "loader", *files, *options, cwd=tmp_path)
     assert "1 of 100 x 80 to 100 x 80 px, 1.0 masks each" in done.stdout
-    assert re.search(r"training sample \| [\d.]+ \| \*\*[\d.]+\*\*", done.stdout)
-    done = run_script("benchmark.py", "reading", files[0], cwd=tmp_path, check=False)
+    assert re.search(r"training sample \| [\d.]+ \| \*\*[\d.]+\*\* times .* \*\*[\d.]+ images/s on a core", done.stdout)
+    # 560 * 560 * 3 bytes of pixels, and a mask of half the height and less than half the width in bits
+    assert "bytes of a sample |  | **0.95 MB**" in done.stdout
+    title, _, page = (tmp_path / "page.md").read_text().lstrip().partition("\n\n")
+    assert re.match(r"## \d{4}-\d\d-\d\d: `loader --image=", title) and page == done.stdout
+    done = run_script("benchmark.py", "loader", files[0], cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (2, "error: --image needs --mask FILE beside it\n")
+
+
+def test_the_loss_beside_that_of_a_checkout(tmp_path):
+    cases = ("--cases", "2x3", "--image-size=56", "--repeats=1", "--device=cpu", f"--against={ROOT}")
+    done = run_script("benchmark.py", "loss", *cases, cwd=tmp_path)
+    assert len(re.findall(r"\| \w+, 2x3 \| \*\*[\d.]+\*\* \| [\d.]+ \| [\d.]+ \| 0 \| 0 \|", done.stdout)) == 2
+    done = run_script("benchmark.py", "loss", *cases[:-1], "--against=.", cwd=tmp_path, check=False)
+    assert done.stderr == "error: --against .: no medsam3/training/losses.py nor medsam3/losses.py there\n"
 
 
 def test_a_small_manifest(tmp_path):
@@ -59,8 +72,9 @@ def test_a_step_of_the_tiny_model(tmp_path):
     done = run_script(
         "benchmark.py", "step", "--model=tiny", "--image-size=56", "--steps=2", "device=cpu", cwd=tmp_path
     )
-    assert "tiny, 56 px, on cpu, device=cpu" in done.stdout
-    assert re.search(r"images per second \| \*\*[\d.]+\*\*", done.stdout)
+    assert "| tiny, 56 px, device=cpu | measured on cpu | planned for h100 |" in done.stdout
+    assert re.search(r"images per second \| \*\*[\d.]+\*\* \| [\d.]+ \|", done.stdout)
+    assert re.search(r"kernels of a step \| not counted \| \d,\d{3} \|", done.stdout)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from medsam3.benchmarks.parts import MANY_QUERIES, SEED, training_config
@@ -42,26 +41,18 @@ def interleaved(steps: Steps, repeats: int, clock: Callable[[], float] = time.pe
 
 
 @dataclass(frozen=True)
-class ReadingTimes:
+class LoaderTimes:
     """Medians over images and repeats, ms."""
 
     subject: str  # how many images of which size
-    baseline: float
+    slices: bool  # cut from volumes and cached, not image files
+    sample_mb: float  # what goes from process to process, mean
+    baseline: float  # PIL's decoding and resize of the image file; of a slice the resize alone
     sample: float
     augmented: float  # sample with augmentation=by_modality
     beyond: float  # sample - baseline of the same round
     ratio: float  # sample / baseline of the same round
     parts: dict[str, float]  # what the sample's time goes to
-
-
-def image_reading(corpus: Corpus, image_size: int, repeats: int) -> ReadingTimes:
-    """From image and mask files to a sample, beside PIL's decoding and resize of the image file alone."""
-    return _sample_times(corpus, image_size, repeats, lambda path, _: decode_and_resize(path, image_size))
-
-
-def slice_reading(corpus: Corpus, image_size: int, repeats: int) -> ReadingTimes:
-    """From a cached slice to a sample, beside the resize of the slice as the sample does it."""
-    return _sample_times(corpus, image_size, repeats, lambda _, image: image_to_tensor(image, image_size))
 
 
 def decode_and_resize(path: Path, image_size: int) -> Image.Image:
@@ -70,21 +61,23 @@ def decode_and_resize(path: Path, image_size: int) -> Image.Image:
         return file.convert("RGB").resize((image_size, image_size), Image.Resampling.BILINEAR)
 
 
-def _sample_times(
-    corpus: Corpus, image_size: int, repeats: int, baseline: Callable[[Path, NDArray[np.uint8]], object]
-) -> ReadingTimes:
+def loader_times(corpus: Corpus, image_size: int, repeats: int) -> LoaderTimes:
+    """From the files of the corpus's only data set to a sample."""
     torch.set_num_threads(1)
     prompts = PromptDraw(corpus, MANY_QUERIES)
     dataset = QueryDataset(corpus, "train", image_size, prompts, SEED)
     varied = QueryDataset(corpus, "train", image_size, prompts, SEED, augmentation=_by_modality(corpus))
     (reader,) = corpus.readers.values()
+    slices = bool(reader.unpack_jobs())
     collected: list[dict[str, list[float]]] = []
-    sizes, instances = [], 0
+    sizes, instances, sample_bytes = [], 0, []
     for place in range(len(dataset)):
         item = reader.item(dataset.images[place].item)
         image, masks = reader.image(item), reader.masks(item)
         steps: Steps = {
-            "baseline": partial(baseline, reader.root / item.image, image),
+            "baseline": partial(image_to_tensor, image, image_size)
+            if slices
+            else partial(decode_and_resize, reader.root / item.image, image_size),
             "sample": partial(dataset.__getitem__, place),
             "augmented": partial(_each_time_another, varied, place, count()),
             "read the image": partial(reader.image, item),
@@ -93,14 +86,17 @@ def _sample_times(
             "resize the masks": partial(_queries, masks, image_size),
         }
         collected.append(interleaved(steps, repeats, time.process_time))
+        sample_bytes.append(bytes_of(dataset[place]))
         sizes.append(image.shape[:2])
         instances += sum(len(found) for found in masks.values())
     times = {step: np.concatenate([values[step] for values in collected]) for step in collected[0]}
     sample, plain, augmented = times.pop("sample"), times.pop("baseline"), times.pop("augmented")
     (height, width), (high, wide) = np.min(sizes, axis=0), np.max(sizes, axis=0)
     sizes_seen = f"{width} x {height} to {wide} x {high} px"
-    return ReadingTimes(
+    return LoaderTimes(
         subject=f"{len(dataset)} of {sizes_seen}, {instances / len(dataset):.1f} masks each",
+        slices=slices,
+        sample_mb=float(np.mean(sample_bytes)) / 1e6,
         baseline=float(np.median(plain)),
         sample=float(np.median(sample)),
         augmented=float(np.mean(augmented)),  # steps come by chance: the mean counts
@@ -108,6 +104,15 @@ def _sample_times(
         ratio=float(np.median(sample / plain)),
         parts={step: float(np.median(values)) for step, values in times.items()},
     )
+
+
+def bytes_of(data: object) -> int:
+    """Of the tensors of a dataclass, and of what it holds."""
+    if isinstance(data, torch.Tensor):
+        return data.nbytes
+    if isinstance(data, list):
+        return sum(bytes_of(value) for value in data)
+    return sum(bytes_of(value) for value in vars(data).values()) if is_dataclass(data) else 0
 
 
 def _by_modality(corpus: Corpus) -> Augmentation:
