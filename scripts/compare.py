@@ -14,7 +14,7 @@ from pathlib import Path
 from medsam3.files import write_text
 from medsam3.reports.comparison_tables import comparison_json, comparison_markdown
 from medsam3.results.comparison import Contestant, Settings, compare
-from medsam3.results.folder import pick, read_results
+from medsam3.results.folder import Results, is_of_volumes, pick, read_results, read_volumes
 
 
 def main() -> None:
@@ -32,7 +32,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folders of evaluate.py; with commas: runs")
     parser.add_argument("--names", nargs="+", help="in the tables, as many as there are results")
     parser.add_argument(
-        "--metrics", nargs="+", default=["dice"], help="columns of results.csv; f1, pq of instances.csv"
+        "--metrics",
+        nargs="+",
+        default=["dice"],
+        help="columns of results.csv (of volumes: results_volumes.csv); f1, pq of instances.csv",
     )
     parser.add_argument("--rule", help="mask rule; without: each that all results have")
     parser.add_argument("--datasets", nargs="+", help="without: all, and they must be the same")
@@ -54,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     if len(names) != len(arguments.results) or len(set(names)) < len(names):
         raise ValueError(f"{len(arguments.results)} results need as many different names, not {', '.join(names)}")
     contestants = [
-        Contestant(name, [pick(read_results(path), arguments.datasets) for path in paths.split(",")])
+        Contestant(name, [pick(_read(path), arguments.datasets) for path in paths.split(",")])
         for name, paths in zip(names, arguments.results, strict=True)
     ]
     settings = Settings(
@@ -71,6 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
     write_text(arguments.output / "comparison.md", text)
     write_text(arguments.output / "comparison.json", comparison_json(*found))
     print(f"{text}\ncomparison.md and comparison.json lie in {arguments.output}")
+
+
+def _read(path: str) -> Results:
+    return read_volumes(path) if is_of_volumes(path) else read_results(path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from medsam3 import distributed
 from medsam3.config import EvaluateConfig
@@ -11,12 +12,13 @@ from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.measurement import parts_asked, prepared_sets, question_of
 from medsam3.evaluation.sources import open_source
 from medsam3.evaluation.volume_tables import volumes_csv, volumes_json, volumes_markdown
-from medsam3.evaluation.volumes import VolumeResult, find_volumes, measure_volumes
+from medsam3.evaluation.volumes import VolumeFinding, VolumeResult, find_volumes, measure_volumes
 from medsam3.files import writable_folder, write_text
 from medsam3.messages import listed
 from medsam3.metrics.masks import check_metrics
 from medsam3.prediction.volume_predictor import drift_words, open_volume_predictor
 from medsam3.results.asking import check_concepts
+from medsam3.results.findings import Journal
 from medsam3.results.question import rows_asked
 
 
@@ -58,20 +60,24 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
                 "WARNING  prediction.score_threshold=0: every slice gets a mask of every concept, also beyond its "
                 "ends; evaluation=recommended has a threshold"
             )
-        results, drifts = measure_volumes(corpus, found, volumes, config.evaluation.metrics, config.nsd_mm)
+        facts = {"volume": dataclasses.asdict(config.volume), "nsd_mm": config.nsd_mm} | volumes.facts
+        question = dataclasses.asdict(question_of(config, source, rows_asked(corpus, parts, asked, config.evaluation)))
+        journal = Journal(folder / "unfinished_volumes", json.dumps(question | facts), VolumeFinding.from_json)
+        if journal.finished:
+            say(f"resumes  {len(journal.finished)} volumes are done already")
+        results, drifts = measure_volumes(corpus, found, volumes, config.evaluation.metrics, config.nsd_mm, journal)
         if distributed.is_main():
             table = volumes_markdown(results, [own for volumes in found.values() for own in volumes], left_out)
             if source.chosen_on:
                 table += f"- Chosen on these slices: {listed(source.chosen_on)}.\n"
             table += "".join(f"- TRAINED on rows of {name}: {why}.\n" for name, why in source.trained_on.items())
             table += "".join(f"- {name}: {drift_words(drift)}.\n" for name, drift in drifts.items())
-            question = question_of(config, source, rows_asked(corpus, parts, asked, config.evaluation))
-            facts = {"volume": dataclasses.asdict(config.volume), "nsd_mm": config.nsd_mm} | volumes.facts
-            answer = volumes_json(dataclasses.asdict(question) | facts, results, drifts)
+            answer = volumes_json(question | facts, results, drifts)
             write_text(folder / "results_volumes.csv", volumes_csv(results))
             write_text(folder / "results_volumes.json", answer)
             write_text(folder / "volumes.md", table)
             say(f"\n{table}\nresults_volumes.csv, results_volumes.json and volumes.md lie in {folder}")
+        journal.discard()
         return results
 
 
@@ -81,6 +87,7 @@ def _check(config: EvaluateConfig) -> None:
         ("predictions", config.predictions, None),
         ("prompt", config.prompt, "text"),
         ("baseline", config.baseline, None),
+        ("wandb.mode", config.wandb.mode, "off"),
         ("evaluation.save_masks", config.evaluation.save_masks, False),
     ):
         if value != only:

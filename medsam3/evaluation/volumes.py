@@ -33,6 +33,7 @@ from medsam3.metrics.masks import METRICS, Overlap
 from medsam3.metrics.surfaces import hd95, nsd
 from medsam3.prediction.volume_predictor import VolumePredictor
 from medsam3.results.asking import concepts_asked
+from medsam3.results.findings import Journal
 
 NOT_MEASURED = math.nan
 
@@ -82,9 +83,22 @@ class VolumeResult:
     slices: int
     slices_in_file: int
     stretches: int
-    spacing_mm: tuple[float, ...] | None
+    spacing_mm: Sequence[float] | None
     truth_voxels: int
     prediction_voxels: int
+
+
+@dataclass(frozen=True)
+class VolumeFinding:
+    """What all concepts asked of one volume gave."""
+
+    results: list[VolumeResult]
+    drift: list[float] | None  # see `TrackedVolume`
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> VolumeFinding:
+        results = [VolumeResult(**own) for own in content["results"]]
+        return cls(results, content["drift"])
 
 
 class VolumePictures:
@@ -164,29 +178,35 @@ def measure_volumes(
     volumes: VolumePredictor,
     metrics: Sequence[str],
     tolerances_mm: Sequence[float],
+    journal: Journal | None = None,
 ) -> tuple[list[VolumeResult], dict[str, list[float]]]:
     """The results of all ranks, of which each takes every n-th volume; by volume the drift (see `TrackedVolume`).
+
+    Args:
+        journal: of `VolumeFinding`s; volumes that it holds already are not done again. None: with one process.
 
     Raises:
         ValueError: masks or scores that are not finite; a concept that is marked in some slices only.
     """
-    left = [volume for own in found.values() for volume in own]
-    results: list[VolumeResult] = []
-    drifts: dict[str, list[float]] = {}
+    journal = journal or Journal(from_json=VolumeFinding.from_json)
+    everything = [volume for own in found.values() for volume in own]
+    left = [number for number in range(len(everything)) if number not in journal.finished]
     mine = left[distributed.rank() :: distributed.world_size()]
-    for volume in tqdm(mine, unit="volume", disable=not distributed.is_main(), leave=False, mininterval=2):
+    for number in tqdm(mine, unit="volume", disable=not distributed.is_main(), leave=False, mininterval=2):
+        volume = everything[number]
         try:
-            own, drift = _measure(corpus, volume, volumes, metrics, tolerances_mm)
+            journal.add(number, _measure(corpus, volume, volumes, metrics, tolerances_mm))
         except ValueError as error:
             raise ValueError(f"{volume.dataset}/{volume.volume}: {error}") from error
-        results += own
-        if drift is not None:
-            drifts[f"{volume.dataset}/{volume.volume}"] = drift
-    gathered = distributed.gather_objects((results, drifts))
-    everything = [result for part, _ in gathered for result in part]
-    order = {name: i for i, name in enumerate(found)}
-    everything.sort(key=lambda result: (order[result.dataset], result.volume))
-    return everything, dict(sorted((name, values) for _, part in gathered for name, values in part.items()))
+    journal.sync()
+    distributed.barrier()
+    results: list[VolumeResult] = []
+    drifts: dict[str, list[float]] = {}
+    for volume, finding in zip(everything, journal.findings(range(len(everything))), strict=True):
+        results += finding.results
+        if finding.drift is not None:
+            drifts[f"{volume.dataset}/{volume.volume}"] = finding.drift
+    return results, drifts
 
 
 def _measure(
@@ -195,7 +215,7 @@ def _measure(
     volumes: VolumePredictor,
     metrics: Sequence[str],
     tolerances_mm: Sequence[float],
-) -> tuple[list[VolumeResult], list[float] | None]:
+) -> VolumeFinding:
     concepts = list(rows.asked)
     prompts = [corpus.prompt(rows.dataset, concept) for concept in concepts]
     reader, spacing = corpus.readers[rows.dataset], rows.spacing_mm
@@ -234,7 +254,7 @@ def _measure(
                 prediction_voxels=voxels.prediction_px,
             )
         )
-    return results, drift
+    return VolumeFinding(results, drift)
 
 
 def _counted(voxels: Overlap, metrics: Sequence[str]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from PIL import Image
 Voxels = NDArray[Any]
 META_IMAGE = (".mha", ".mhd")
 TIFF = (".tif", ".tiff")
+OTHER_AXES = {2: "; a picture: save it as PNG or TIFF", 4: "; times, echoes, or colours: save each as a volume"}
 NIFTI_UNITS_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}  # unknown: mm
 
 
@@ -172,7 +173,8 @@ def load_volume(path: Path) -> Volume:
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {' '.join(reason.split())})") from error
     voxels = volume.voxels.reshape(_without_trailing_ones(volume.voxels.shape))
     if voxels.ndim != 3:
-        raise ValueError(f"{path}: has {voxels.ndim} axes {voxels.shape}, expected 3")
+        remedy = OTHER_AXES.get(voxels.ndim, "")
+        raise ValueError(f"{path}: has {voxels.ndim} axes {voxels.shape}, expected 3{remedy}")
     if voxels.dtype.kind not in "buif":
         raise ValueError(f"{path}: its voxels are {voxels.dtype}, expected one real number each")
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():

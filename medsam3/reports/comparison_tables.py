@@ -14,7 +14,7 @@ from medsam3.messages import markdown_table
 from medsam3.metrics.masks import Metric
 from medsam3.metrics.statistics import MIN_GROUPS
 from medsam3.reports.obedience_tables import refusal_comparison
-from medsam3.results.comparison import COMPARABLE, SINGLE, Contestant, Duel, Settings, Spread
+from medsam3.results.comparison import SINGLE, Contestant, Duel, Settings, Spread, comparable
 from medsam3.results.folder import Results
 
 LEGEND = """\
@@ -34,15 +34,18 @@ def comparison_markdown(
     """A table per mask rule and metric, the spread over runs, what every sign means, and what was asked differently."""
     first = contestants[0].name
     parts = [f"# {' against '.join([*(c.name for c in contestants[1:]), first])}\n"]
-    rows = "all rows, also of concepts that are not there" if settings.absent else "rows whose concept is in the image"
-    parts.append(f"Paired by image and concept; {rows}.\n")
+    item = "volume" if (volumes := "volume" in contestants[0].runs[0].question) else "image"
+    rows = f"rows whose concept is in the {item}"
+    rows = "all rows, also of concepts that are not there" if settings.absent else rows
+    parts.append(f"Paired by {item} and concept; {rows}.\n")
     for (rule, metric), group in _grouped(duels):
         place = rule if rule == SINGLE else f"mask rule {rule}"
-        parts.append(f"## {COMPARABLE[metric].heading}, {place}\n\n{_table(first, COMPARABLE[metric], group)}")
+        parts.append(f"## {comparable(metric).heading}, {place}\n\n{_table(first, comparable(metric), group)}")
     tests = f"{len({duel.dataset for duel in duels})} data sets"
     tests += f" x {len(contestants) - 1} contestants" if len(contestants) > 2 else ""
     parts.append(LEGEND.format(level=settings.level, groups=MIN_GROUPS, tests=tests))
-    parts += [text] if (text := refusal_comparison(_runs(contestants), settings.rule)) else []
+    refusals = "" if volumes else refusal_comparison(_runs(contestants), settings.rule)
+    parts += [refusals] if refusals else []
     left_out = sorted({f"{d.dataset} ({d.metric}, {d.rule}): {d.left_out}" for d in duels if d.left_out})
     if left_out:
         parts.append("Pairs left out, as a value is not finite: " + "; ".join(left_out) + ".\n")
@@ -104,7 +107,7 @@ def p_value(p: float) -> str:
 
 
 def _spread(spread: Spread) -> list[str]:
-    printed = COMPARABLE[spread.metric].printed
+    printed = comparable(spread.metric).printed
     means = np.asarray([printed(mean) for mean in spread.means])
     numbers = (means.mean(), means.std(ddof=1), means.min(), means.max())
     cells = (spread.dataset, spread.name, spread.rule, spread.metric, str(len(means)))

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from medsam3.checks import differing_keys
 from medsam3.messages import listed, one_of
-from medsam3.metrics.masks import METRICS, has_mean, one_unit
+from medsam3.metrics.masks import METRICS, Metric, has_mean, one_unit
 from medsam3.metrics.statistics import PairedComparison, compare_paired, holm
 from medsam3.results.asking import MARKED, PRESENT
-from medsam3.results.folder import Results
+from medsam3.results.folder import NSD_MM, Results
 from medsam3.results.instance_scores import IMAGE_METRICS
 from medsam3.results.question import MASKS
 
@@ -77,6 +77,14 @@ class Settings:
     seed: int
 
 
+def comparable(name: str) -> Metric:
+    """What a column is. ValueError: it is none that can be compared."""
+    if tolerance := NSD_MM.fullmatch(name):
+        return Metric(f"NSD {tolerance[1]} mm", lambda _: math.nan)
+    one_of("metric", name, [*COMPARABLE, "nsd_<tolerance>mm of volumes"])
+    return COMPARABLE[name]
+
+
 def question_differences(first: Results, second: Results, allow: Collection[str]) -> list[str]:
     """Lines "key: first -> second" of what may differ and does.
 
@@ -121,7 +129,7 @@ def compare(contestants: Sequence[Contestant], settings: Settings) -> tuple[list
     if len(contestants) < 2:
         raise ValueError(f"{listed(c.name for c in contestants)}: give two results or more")
     for metric in settings.metrics:
-        one_of("metric", metric, COMPARABLE)
+        comparable(metric)
     first = contestants[0].runs[0]
     notes: list[str] = []
     for contestant in contestants:
@@ -195,7 +203,7 @@ def _table(contestant: Contestant, dataset: str, rule: str, metric: str, setting
                 f"{run.folder}: no {metric} of {dataset}; evaluate it again with evaluation.instances=true"
             )
         if own is None or metric not in own.values:
-            raise ValueError(f"{run.folder}/results.csv: no {metric} of {dataset} by {rule}; evaluate it again")
+            raise ValueError(f"{run.folder}: no {metric} of {dataset} by {rule}; evaluate it again")
         kinds = (PRESENT, MARKED) if settings.absent else (PRESENT,)
         order = [i for i in sorted(range(len(own.keys)), key=own.keys.__getitem__) if own.kinds[i] in kinds]
         found = [(*own.keys[i], own.groups[i]) for i in order]

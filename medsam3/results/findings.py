@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,22 @@ class Journal:
     """Findings on disk, one line per image, so that a restarted evaluation goes on from there.
 
     Each rank writes a file of its own; what was found to another question is thrown away. Images have the numbers that
-    their place among all images asked gives them.
+    their place among all images asked gives them. Volumes, with findings of their own kind, are kept likewise.
     """
 
-    def __init__(self, folder: Path | None = None, question: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        question: str | None = None,
+        from_json: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
         """
         Args:
             folder: for the files; all ranks must see it. Made if need be. None, with a single process: a temporary one.
             question: what is asked, as one line of text. None: nobody goes on with this.
+            from_json: from the fields of a finding to the finding; None: a `Finding`.
         """
+        self.from_json = from_json or _finding
         assert folder is not None or distributed.world_size() == 1
         self._temporary = tempfile.TemporaryDirectory(prefix="medsam3_") if folder is None else None
         self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
@@ -135,7 +142,7 @@ class Journal:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.jsonl"), key=lambda path: int(path.stem))
 
-    def add(self, number: int, finding: Finding) -> None:
+    def add(self, number: int, finding: Any) -> None:
         """Keep what was found in an image; an earlier finding of the same image is replaced."""
         self._file.write(f"{number} {json.dumps(finding, default=vars)}\n")
         self._file.flush()
@@ -148,7 +155,7 @@ class Journal:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
-    def findings(self, order: Sequence[int]) -> Iterable[Finding]:
+    def findings(self, order: Sequence[int]) -> Iterable[Any]:
         """The findings of all ranks, which must have synced, of the images of these numbers, in their order."""
         return _Findings(self, order)
 
@@ -167,8 +174,9 @@ class _Findings:
     journal: Journal
     order: Sequence[int]
 
-    def __iter__(self) -> Iterator[Finding]:
-        yield from _Places(self.journal._files()).read(self.order)
+    def __iter__(self) -> Iterator[Any]:
+        for line in _Places(self.journal._files()).read(self.order):
+            yield self.journal.from_json(json.loads(line))
 
 
 class _Places:
@@ -191,7 +199,7 @@ class _Places:
     def numbers(self) -> set[int]:
         return set(self._numbers)
 
-    def read(self, order: Sequence[int]) -> Iterator[Finding]:
+    def read(self, order: Sequence[int]) -> Iterator[bytes]:
         numbers = np.asarray(self._numbers)
         by_number = np.argsort(numbers, kind="stable")
         last = by_number[np.searchsorted(numbers[by_number], order, side="right") - 1]
@@ -202,7 +210,7 @@ class _Places:
                 file.seek(self._offsets[place])
                 name, _, content = file.readline().partition(b" ")
                 assert int(name) == number, f"image {number} is not in {self.files}"
-                yield _from_json(content)
+                yield content
         finally:
             for file in opened:
                 file.close()
@@ -213,8 +221,7 @@ def _first_line(path: Path) -> str:
         return file.readline().removesuffix("\n")
 
 
-def _from_json(line: bytes) -> Finding:
-    content = json.loads(line)
+def _finding(content: dict[str, Any]) -> Finding:
     for name in ("results", "reworded"):
         content[name] = [QueryResult(**{key: _shared(value) for key, value in row.items()}) for row in content[name]]
     content["instances"] = [InstanceRecord.from_json(record) for record in content["instances"]]

@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,13 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from medsam3.messages import listed, one_of
-from medsam3.metrics.masks import METRICS, PX
-from medsam3.results.asking import PRESENT
+from medsam3.metrics.masks import METRICS, MM, PX
+from medsam3.results.asking import MARKED, PRESENT
 from medsam3.results.instance_scores import IMAGE_METRICS, InstanceScores
 
 FILES = ("results.json", "results.csv")
+VOLUME_FILES = ("results_volumes.json", "results_volumes.csv")
+NSD_MM = re.compile(r"nsd_(.+)mm")  # columns of volumes
 Key = tuple[str, str]  # item, concept
 _TEXTS = ("dataset", "item", "group", "concept", "rule", "kind")
 _ROUNDING = 2e-6  # results.csv has six digits
@@ -67,7 +70,8 @@ def read_results(path: str | Path) -> Results:
     folder = Path(path).parent if Path(path).name in FILES else Path(path)
     for name in FILES:
         if not (folder / name).is_file():
-            raise ValueError(f"{path}: no {name} in {folder}; give the folder of an evaluation (runs/<name>)")
+            volumes = " (of slices: it holds results of volumes, see its volumes.md)" * is_of_volumes(folder)
+            raise ValueError(f"{path}: no {name} in {folder}; give the folder of an evaluation (runs/<name>){volumes}")
     try:
         content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         question, means = content["question"], content["rules"]
@@ -84,6 +88,46 @@ def read_results(path: str | Path) -> Results:
     single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
     chosen_on = content.get("chosen_on", ())
     return Results(folder, question, rows, content.get("baseline"), synonyms, single, alone, chosen_on)
+
+
+def is_of_volumes(path: str | Path) -> bool:
+    """Whether a path is the result of an evaluation of volumes; of a folder that holds both kinds it is not."""
+    inside = (Path(path) / VOLUME_FILES[0]).is_file() and not (Path(path) / FILES[0]).is_file()
+    return Path(path).name in VOLUME_FILES or inside
+
+
+def read_volumes(path: str | Path) -> Results:
+    """The same for an evaluation of volumes: an item is a volume, and the mask rule is the one that made its mask.
+
+    Raises:
+        ValueError: a file that is missing, of another version, or not of the same evaluation as the other one.
+    """
+    folder = Path(path).parent if Path(path).name in VOLUME_FILES else Path(path)
+    try:
+        content = json.loads((folder / VOLUME_FILES[0]).read_text(encoding="utf-8"))
+        with (folder / VOLUME_FILES[1]).open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        columns = [name for name in lines[0] if name in METRICS or NSD_MM.fullmatch(name)]
+        rows: dict[str, dict[str, Rows]] = {lines[0]["rule"]: {}}
+        for name in dict.fromkeys(line["dataset"] for line in lines):
+            own = [line for line in lines if line["dataset"] == name]
+            present = np.asarray([line["present"] == "1" for line in own])
+            values = {column: np.asarray([float(line[column] or "nan") for line in own]) for column in columns}
+            rows[lines[0]["rule"]][name] = Rows(
+                keys=[(line["volume"], line["concept"]) for line in own],
+                groups=[line["group"] for line in own],
+                kinds=[PRESENT if there else MARKED for there in present],
+                present=present,
+                values=values,
+                others={"unit": [MM] * len(own)},
+            )
+            for column, mean in content["means"].get(name, {}).get("all", {}).items():
+                there = values[column][present & np.isfinite(values[column])].mean()
+                if not abs(there - mean["mean"]) < _ROUNDING * max(1, abs(there)):
+                    raise ValueError(f"{name}, {column}: {there:.6f} in one file, {mean['mean']:.6f} in the other")
+        return Results(folder, content["question"], rows)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path}: {' and '.join(VOLUME_FILES)} cannot be read together ({error})") from error
 
 
 def _read_instances(path: Path) -> dict[str, Rows]:

@@ -17,11 +17,12 @@ import pytest
 
 from medsam3.config import EvaluationConfig, ForeignConfig
 from medsam3.data.manifest import ImageRows
-from medsam3.evaluation.volume_tables import volumes_csv, volumes_markdown
-from medsam3.evaluation.volumes import VolumeResult, find_volumes, measure_volumes
+from medsam3.evaluation.volume_tables import volumes_csv, volumes_json, volumes_markdown
+from medsam3.evaluation.volumes import VolumeFinding, VolumeResult, find_volumes, measure_volumes
 from medsam3.metrics.surfaces import nsd
 from medsam3.prediction.tracker import TrackedVolume
 from medsam3.prediction.volume import VolumePrediction
+from medsam3.results.findings import Journal
 from tests.scripts import run_script
 
 CONFIG = EvaluationConfig(
@@ -155,6 +156,45 @@ def test_a_concept_is_asked_of_all_slices_if_one_holds_it(corpus_of):
     corpus.readers["small"] = SimpleNamespace(item=lambda name: name, slice_of=lambda _item: None)
     with pytest.raises(ValueError, match="small: its images are no slices of volumes"):
         find_volumes(corpus, {"small": "val"}, CONFIG)
+
+
+def test_volumes_that_were_measured_before_an_interruption_are_not_asked_again(corpus_of, tmp_path):
+    corpus, texts, asked = corpus_of(numbers=(2, 3, 4)), [], []
+    found, _ = find_volumes(corpus, {"small": "val"}, CONFIG)
+    for question in ("question", "question", "another"):
+        predictor: Any = Predictor()
+        journal = Journal(tmp_path / "unfinished", question, VolumeFinding.from_json)
+        results, _ = measure_volumes(corpus, found, predictor, ["dice", "hd95"], (2.0,), journal)
+        texts.append(volumes_csv(results))
+        asked.append(len(predictor.asked))
+    assert asked == [1, 0, 1] and texts[0] == texts[1] == texts[2] and ",," in texts[0]
+
+
+def test_results_of_volumes_are_compared_volume_by_volume(corpus_of, tmp_path, monkeypatch):
+    question = {"weights_sha256": "a", "rows": {"small": {}}, "volume": {"mode": "detector"}}
+    for name, mode in (("first", "detector"), ("second", "detector"), ("third", "tracker")):
+        results = list(measure(corpus_of())[0].values())
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results_volumes.csv").write_text(volumes_csv(results))
+        (tmp_path / name / "results_volumes.json").write_text(
+            volumes_json(question | {"volume": {"mode": mode}}, results, {})
+        )
+        monkeypatch.setitem(FOUND, "left square", LEFT)
+    run_script("compare.py", "first", "second", "--metrics", "dice", "nsd_2mm", cwd=tmp_path)
+    dice, surface = json.loads((tmp_path / "comparison/comparison.json").read_text())["comparisons"]
+    right = 2 * 72 / (72 + 90)
+    assert dice["means"] == pytest.approx([(2 * 72 / (96 + 96) + right) / 2, (1 + right) / 2], abs=1e-6)
+    missed = 1 - nsd(FOUND["right square"], RIGHT, 2.0, SPACING)
+    assert surface["metric"] == "nsd_2mm" and surface["means"][1] == pytest.approx(1 - missed / 2, abs=1e-6)
+    assert surface["means"][0] < surface["means"][1]
+    assert "Paired by volume" in (tmp_path / "comparison/comparison.md").read_text()
+    done = run_script("compare.py", "first", "third", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "volume.mode: detector -> tracker" in done.stderr, done.stderr
+    run_script("compare.py", "first", "third", "--allow", "volume", cwd=tmp_path)
+    text = (tmp_path / "third/results_volumes.csv").read_text()
+    (tmp_path / "third/results_volumes.csv").write_text(text.replace("1.000000", "0.900000"))
+    done = run_script("compare.py", "first", "third", "--allow", "volume", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "small, dice" in done.stderr, done.stderr
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -91,8 +91,8 @@ def _save_nothing(path: Path) -> None:
 @pytest.mark.parametrize(
     "make, words",
     [
-        (_save_4d, "has 4 axes (4, 5, 6, 2), expected 3"),
-        (_save_flat, "has 2 axes (20, 24), expected 3"),
+        (_save_4d, "has 4 axes (4, 5, 6, 2), expected 3; times, echoes, or colours"),
+        (_save_flat, "has 2 axes (20, 24), expected 3; a picture: save it as PNG or TIFF"),
         (_save_pyramid, "holds 2 pages that are no stack"),
         (_save_two_series, "holds several series: choose one with scan.series=KEY"),
         (_save_truncated, "its pixels cannot be read"),
