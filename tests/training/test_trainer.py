@@ -16,7 +16,7 @@ import torch
 from medsam3 import distributed
 from medsam3.data.corpus import open_corpus
 from medsam3.training import trainer
-from tests.scripts import ROOT
+from tests.scripts import ROOT, SMALL, run_script
 from tests.scripts import train_template as train
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -105,15 +105,30 @@ def test_a_changed_configuration_is_refused_with_the_differing_keys(run, data, t
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_step_of_one_process_with_both_batches(data, tmp_path):
-    """Mean over two ranks with one image each = one rank that accumulates the two images.
+def test_a_compiled_checkpointed_accumulated_step_of_two_processes_is_the_plain_one(data, tmp_path):
+    """Mean over two ranks with two images each = one rank that accumulates the four images.
 
     The box normaliser is averaged over ranks but not over accumulated batches, so the comparison needs equal counts:
-    every image of the template holds three concepts with one instance each.
+    every image of the template holds three concepts with one instance each. Of compiling only the graphs are made, and
+    of the ViT only: all parts, and inductor's kernels, take minutes.
     """
-    common = ["trainer.max_steps=2", "data.max_queries=3", "optim.schedule.warmup=0"]
-    train(tmp_path, data, *common, "name=two", processes=2)
-    train(tmp_path, data, *common, "name=one", "trainer.accumulation_steps=2")
+    driver = tmp_path / "compiled.py"
+    driver.write_text(
+        "import functools, runpy, torch\n"
+        "torch.compile = functools.partial(torch.compile, backend='aot_eager')\n"
+        f"runpy.run_path({str(ROOT / 'scripts/train.py')!r}, run_name='__main__')\n"
+    )
+    common = [
+        *SMALL,
+        *data,
+        "trainer.max_steps=1",
+        "data.max_queries=3",
+        "optim.schedule.warmup=0",
+        "loss.variant=sam3",
+    ]
+    other = ["model.compile=vision", "model.activation_checkpointing=all", "trainer.accumulation_steps=2"]
+    run_script(str(driver), *common, *other, "name=two", cwd=tmp_path, processes=2)
+    run_script("train.py", *common, "trainer.accumulation_steps=4", "name=one", cwd=tmp_path)
     for name in ("loss/total", "gradient_norm"):  # the norm before clipping, which hides a wrong scale
         assert losses(tmp_path / "runs/two", name) == pytest.approx(losses(tmp_path / "runs/one", name), rel=1e-4)
     two, one = weights(tmp_path / "runs/two"), weights(tmp_path / "runs/one")
