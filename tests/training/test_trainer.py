@@ -118,14 +118,7 @@ def test_a_compiled_checkpointed_accumulated_step_of_two_processes_is_the_plain_
         "torch.compile = functools.partial(torch.compile, backend='aot_eager')\n"
         f"runpy.run_path({str(ROOT / 'scripts/train.py')!r}, run_name='__main__')\n"
     )
-    common = [
-        *SMALL,
-        *data,
-        "trainer.max_steps=1",
-        "data.max_queries=3",
-        "optim.schedule.warmup=0",
-        "loss.variant=sam3",
-    ]
+    common = [*SMALL, *data, "trainer.max_steps=1", "data.max_queries=3", "optim.schedule.warmup=0"]
     other = ["model.compile=vision", "model.activation_checkpointing=all", "trainer.accumulation_steps=2"]
     run_script(str(driver), *common, *other, "name=two", cwd=tmp_path, processes=2)
     run_script("train.py", *common, "trainer.accumulation_steps=4", "name=one", cwd=tmp_path)
