@@ -41,7 +41,7 @@ _LEAST_LABEL = 0.01
 
 @dataclass
 class LossResult:
-    """The total with its graph, and the terms without.
+    """The total with its graph, and the terms and counts without.
 
     Terms are unweighted scalars: `class`, `box`, `giou`, `presence`, `semantic_focal`, `semantic_dice`,
     `semantic_presence`, `mask_focal`, `mask_dice` for the final layer; `_aux_<l>` marks another layer, `_o2m` the
@@ -50,6 +50,8 @@ class LossResult:
 
     total: Tensor
     terms: dict[str, Tensor]
+    presence: Tensor  # [4] queries whose concept is there, is not; of each, where the final presence logit says so
+    matched: dict[str, int]  # `targets` of the batch; matches of the final layer, `one_to_one` and `one_to_many`
 
 
 class SetPredictionLoss:
@@ -118,7 +120,11 @@ class SetPredictionLoss:
             terms |= semantic_terms
         if cfg.scale_by_batch:
             total = math.sqrt(queries) * total
-        return LossResult(total, {name: value.detach() for name, value in terms.items()})
+        matched = {"targets": instances, "one_to_one": len(matching.one_to_one.of_final_layer().batch)}
+        if matching.one_to_many is not None:
+            matched["one_to_many"] = len(matching.one_to_many.of_final_layer().batch)
+        told = _presence_told(output.presence[-1].detach(), present)
+        return LossResult(total, {name: value.detach() for name, value in terms.items()}, told, matched)
 
     def _instance_masks(
         self, branch: BranchOutput, matches: Matches, masks: Tensor, normaliser: Tensor
@@ -252,6 +258,13 @@ def _presence_loss(logits: Tensor, present: Tensor, cfg: FindLossConfig) -> Tens
     balance = cfg.presence_alpha * label + (1 - cfg.presence_alpha) * (1 - label)
     loss = F.binary_cross_entropy_with_logits(logits.float(), label, reduction="none")
     return (balance * loss).mean(dim=1)
+
+
+def _presence_told(logits: Tensor, present: Tensor) -> Tensor:
+    """See `LossResult.presence`; [Q] logits and [Q] 1 where the concept is there."""
+    asked = torch.stack([present, 1 - present])
+    right = (logits > 0) == (present > 0)
+    return torch.cat([asked, asked * right]).sum(dim=1)
 
 
 def _part_of_mask_losses(

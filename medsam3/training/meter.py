@@ -1,19 +1,28 @@
-"""What a step costs and gives: means of the loss terms, speed, memory."""
+"""What a step costs and gives, as named scalars: the word before the first slash groups them (docs/dashboards.md).
+
+`speed/` and `memory/` depend on the machine; all others are the same for a run that was interrupted.
+"""
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from medsam3 import distributed
+from medsam3.training.losses import LossResult
+from medsam3.training.schedule import shown_blocks
+
+T = TypeVar("T")
+PRESENCE = ("present", "absent", "present_right", "absent_right")  # as LossResult.presence
 
 
 @dataclass
@@ -21,7 +30,11 @@ class _Interval:
     """Sums since the last reading."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
+    presence: Tensor | None = None  # sums of LossResult.presence
+    matched: dict[str, int] = field(default_factory=dict)  # sums of LossResult.matched
     norm: Tensor | None = None  # of the last step's gradient, before clipping
+    norms: Tensor | None = None  # of its tensors
+    parts: list[str] = field(default_factory=list)  # of the model that these belong to
     clipped: Tensor | None = None  # steps whose gradient was clipped
     steps: int = 0
     skipped: int = 0
@@ -51,20 +64,39 @@ class StepMeter:
 
     def restart(self) -> None:
         self._interval = _Interval()
-        self._since = time.perf_counter()
+        self._since, self._waited_s = time.perf_counter(), 0.0
 
-    def add(self, total: Tensor, terms: Mapping[str, Tensor], *, images: int, queries: int) -> None:
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The same; the time until each is there counts as waiting for data."""
+        iterator = iter(items)
+        while True:
+            begun = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waited_s += time.perf_counter() - begun
+            yield item
+
+    def add(self, result: LossResult, *, images: int, queries: int) -> None:
         now = self._interval
-        for name, value in {"total": total.detach(), **terms}.items():
+        for name, value in {"total": result.total.detach(), **result.terms}.items():
             now.terms[name] = now.terms[name] + value if name in now.terms else value
+        now.presence = result.presence if now.presence is None else now.presence + result.presence
+        now.matched = {name: now.matched.get(name, 0) + count for name, count in result.matched.items()}
         now.batches += 1
         now.images += images
         now.queries += queries
 
-    def add_gradient_norm(self, norm: Tensor, limit: float) -> None:
-        """Norm before clipping: the reading shows the last one, and the share of steps in which it was above."""
+    def add_gradient_norm(self, norm: Tensor, norms: Tensor, parts: list[str], limit: float) -> None:
+        """Norm before clipping: the reading shows the last one, and the share of steps in which it was above.
+
+        Args:
+            norms: [n] of the tensors that have a gradient.
+            parts: n names of the parts of the model that these belong to.
+        """
         now, clipped = self._interval, (norm > limit).float()
-        now.norm = norm
+        now.norm, now.norms, now.parts = norm, norms, parts
         now.clipped = clipped if now.clipped is None else now.clipped + clipped
         now.steps += 1
 
@@ -75,23 +107,64 @@ class StepMeter:
     def read(self, optimizer: Optimizer) -> dict[str, float]:
         """Named scalars, the losses averaged over ranks; starts the next interval. All ranks must call it."""
         now = self._interval
-        names = sorted(now.terms)
-        means: list[float] = []
-        if names:  # on all ranks or on none
-            sums = torch.stack([now.terms[name].float() for name in names]) / now.batches
-            means = distributed.mean_over_ranks(sums).tolist()
         seconds = time.perf_counter() - self._since
+        values = self._of_batches() | _rates(optimizer) | _gradient(now)
         ranks = distributed.world_size()
-        values = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
-        values |= {f"lr/{name}": max(rates) for name, rates in _rates_by_part(optimizer).items()}
-        values["gradient_norm"] = float(now.norm) if now.norm is not None else 0.0
-        values["clipped_share"] = float(now.clipped) / now.steps if now.clipped is not None else 0.0
-        values["skipped_steps"] = now.skipped
         values["speed/images_per_s"] = ranks * now.images / seconds
         values["speed/queries_per_s"] = ranks * now.queries / seconds
+        values["speed/data_wait_share"] = self._waited_s / seconds
         values["memory/gib"] = _peak_memory_gib(self._device)
         self.restart()
         return values
+
+    def _of_batches(self) -> dict[str, float]:
+        """Means of the loss terms, and shares of what was counted, over all ranks; empty if no step was taken."""
+        now = self._interval
+        if now.presence is None:  # on all ranks or on none
+            return {}
+        terms, matched = sorted(now.terms), sorted(now.matched)
+        counts = torch.tensor([float(now.queries), *(now.matched[name] for name in matched)], device=self._device)
+        sums = [torch.stack([now.terms[name].float() for name in terms]) / now.batches, now.presence.float(), counts]
+        means = distributed.mean_over_ranks(torch.cat(sums)).tolist()
+        values = {_panel_key(name): mean for name, mean in zip(terms, means, strict=False)}
+        counted = dict(zip([*PRESENCE, "queries", *matched], means[len(terms) :], strict=True))
+        for kind in ("present", "absent"):
+            if counted[kind]:
+                values[f"presence/accuracy_{kind}"] = counted[f"{kind}_right"] / counted[kind]
+        values["matched/targets_per_query"] = counted["targets"] / counted["queries"]
+        if counted["targets"]:
+            values |= {f"matched/{name}": counted[name] / counted["targets"] for name in matched if name != "targets"}
+        return values
+
+
+def _panel_key(term: str) -> str:
+    """What a term of LossResult is called: loss/<term>, loss_layers/<term>_<layer, from 1>; with _o2m of that half."""
+    half = "_o2m" if term.endswith("_o2m") else ""
+    name, _, layer = term.removesuffix("_o2m").partition("_aux_")
+    return f"loss_layers{half}/{name}_{int(layer) + 1}" if layer else f"loss{half}/{name}"
+
+
+def _rates(optimizer: Optimizer) -> dict[str, float]:
+    """The highest rate of every part, and those of some blocks of the vision backbone where they have their own."""
+    rates: dict[str, float] = {}
+    blocks = shown_blocks(max(group["block"] for group in optimizer.param_groups))
+    for group in optimizer.param_groups:
+        names = [f"lr/{group['part']}"]
+        names += [f"lr_vision/block_{group['block']:02d}"] if group["block"] in blocks else []
+        rates |= {name: max(group["lr"], rates.get(name, 0.0)) for name in names}
+    return rates
+
+
+def _gradient(now: _Interval) -> dict[str, float]:
+    values = {
+        "gradient/norm": float(now.norm) if now.norm is not None else 0.0,
+        "gradient/clipped_share": float(now.clipped) / now.steps if now.clipped is not None else 0.0,
+        "gradient/skipped_steps": now.skipped,
+    }
+    squares: dict[str, float] = {}
+    for part, norm in zip(now.parts, now.norms.tolist() if now.norms is not None else [], strict=True):
+        squares[part] = squares.get(part, 0.0) + norm**2
+    return values | {f"gradient_norm/{part}": math.sqrt(square) for part, square in squares.items()}
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -99,13 +172,6 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: _moved(inner, device) for key, inner in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _rates_by_part(optimizer: Optimizer) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {}
-    for group in optimizer.param_groups:
-        rates.setdefault(group["part"], []).append(group["lr"])
-    return rates
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from medsam3.config import OptimConfig, ScheduleConfig, TrainerConfig
 from medsam3.messages import listed
 
-SHOWN_BLOCKS = 5  # of the vision backbone, in the table of rates
+SHOWN_BLOCKS = 5  # of the vision backbone, in the table of rates and in the log
 
 
 def learning_rate_factor(step: int, total_steps: float, schedule: ScheduleConfig) -> float:
@@ -82,7 +82,7 @@ def rates_of_run(optimizer: Optimizer, total_steps: int, config: OptimConfig) ->
         key = (group["part"], group["block"])
         base[key] = max(group["base_lr"], base.get(key, 0.0))
     depth = max(block for _, block in base)
-    shown = {round(1 + i * (depth - 1) / (SHOWN_BLOCKS - 1)) for i in range(SHOWN_BLOCKS)} if depth else set()
+    shown = shown_blocks(depth)
     rows = []
     for part, written in dataclasses.asdict(config.lr).items():
         blocks = [0, *sorted(shown, reverse=True)] if part == "vision" else [0]
@@ -93,6 +93,11 @@ def rates_of_run(optimizer: Optimizer, total_steps: int, config: OptimConfig) ->
                 name = f"{part} block {block}" if block else part
                 rows.append(Rates(name, written, rate * (1 if constant else peak), rate * (1 if constant else mean)))
     return rows
+
+
+def shown_blocks(depth: int) -> set[int]:
+    """Some of the blocks 1 to `depth`, the first and the last among them."""
+    return {round(1 + i * (depth - 1) / (SHOWN_BLOCKS - 1)) for i in range(SHOWN_BLOCKS)} if depth else set()
 
 
 def describe(rates: list[Rates], total_steps: int, config: OptimConfig, factor: float) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from medsam3 import distributed
 from medsam3.data.batch import Batch
@@ -44,8 +45,7 @@ def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
     run.network.train()
     set_learning_rates(run.optimizer, run.progress.step, run.total_steps, run.config.optim.schedule)
     passed = [_backward(run, batch, len(batches), last=batch is batches[-1]) for batch in batches]
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, run.config.optim.clip_norm)
+    norm, norms, parts = _clip(run.optimizer, run.config.optim.clip_norm)
     finite = [norm.isfinite(), *(p.result.total.isfinite() & p.finite.all() for p in passed)]
     asked = torch.full((), -run.stop.signal, device=norm.device)  # filled there: a copy would wait
     taken, signal = distributed.least_over_ranks(torch.stack([torch.stack(finite).all().long(), asked]))
@@ -57,14 +57,28 @@ def optimizer_step(run: Run, batches: list[Batch], meter: StepMeter) -> None:
         if run.average is not None:
             run.average.update_parameters(run.loaded.model)
         run.progress.skipped = 0
-        meter.add_gradient_norm(norm, run.config.optim.clip_norm)
+        meter.add_gradient_norm(norm, norms, parts, run.config.optim.clip_norm)
         for p in passed:
-            meter.add(p.result.total, p.result.terms, images=p.images, queries=len(p.sample_ids))
+            meter.add(p.result, images=p.images, queries=len(p.sample_ids))
     run.optimizer.zero_grad(set_to_none=True)
     if not taken:
         run.progress.skipped += 1
         meter.add_skipped()
         _say_skipped(run, passed)
+
+
+def _clip(optimizer: Optimizer, limit: float) -> tuple[Tensor, Tensor, list[str]]:
+    """As nn.utils.clip_grad_norm_, which has the norms of all tensors and keeps them for itself.
+
+    Returns:
+        The norm before clipping; of each tensor that has a gradient its own, and its part of the model.
+    """
+    given = [(p, group["part"]) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [parameter for parameter, _ in given]
+    norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters]))
+    norm = torch.linalg.vector_norm(norms)
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm, norms, [part for _, part in given]
 
 
 def _backward(run: Run, batch: Batch, batches: int, last: bool) -> _Passed:

@@ -148,7 +148,7 @@ def _run_epoch(run: Run, batches: Iterator[Batch], bar: tqdm, watch: distributed
     if progress.step >= run.total_steps or not left:
         return
     watch.doing(f"loads images for step {progress.step + 1}")
-    for group in _grouped(islice(batches, left), trainer.accumulation_steps):
+    for group in run.meter.waiting(_grouped(islice(batches, left), trainer.accumulation_steps)):
         watch.doing(f"computes step {progress.step + 1}")
         optimizer_step(run, group, run.meter)
         run.meter.asked.update(kind for batch in group for kind in batch.targets.kinds)
@@ -158,7 +158,7 @@ def _run_epoch(run: Run, batches: Iterator[Batch], bar: tqdm, watch: distributed
             values = run.meter.read(run.optimizer)
             run.log.scalars(progress.step, values)
             loss = values.get("loss/total", math.nan)  # none if every step was left out
-            clipped, speed = values["clipped_share"], values["speed/images_per_s"]
+            clipped, speed = values["gradient/clipped_share"], values["speed/images_per_s"]
             bar.set_postfix_str(f"loss {loss:.3g}, clipped {clipped:.0%}, {speed:.2f} images/s")
         if run.stopped:
             _stop(run)

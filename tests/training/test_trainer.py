@@ -91,7 +91,7 @@ def test_of_several_processes_the_first_looks_through_the_folders_for_all(config
 
 def test_the_first_step_trains_both_halves_and_its_gradient_is_clipped(run):
     (line,) = [line for line in scalars(run) if "loss/total" in line]
-    assert "loss/class_o2m" in line and line["gradient_norm"] > 1
+    assert "loss_o2m/class" in line and line["gradient/norm"] > 1
     moments = torch.load(run / "last/state.pt", weights_only=True)["optimizer"]["state"].values()
     norm = math.sqrt(sum(moment["exp_avg"].square().sum().item() for moment in moments))
     assert norm == pytest.approx((1 - 0.9) * 0.1, rel=1e-3)  # (1 - beta1) of a gradient of norm clip_norm
@@ -122,7 +122,7 @@ def test_a_compiled_checkpointed_accumulated_step_of_two_processes_is_the_plain_
     other = ["model.compile=vision", "model.activation_checkpointing=all", "trainer.accumulation_steps=2"]
     run_script(str(driver), *common, *other, "name=two", cwd=tmp_path, processes=2)
     run_script("train.py", *common, "trainer.accumulation_steps=4", "name=one", cwd=tmp_path)
-    for name in ("loss/total", "gradient_norm"):  # the norm before clipping, which hides a wrong scale
+    for name in ("loss/total", "gradient/norm"):  # the norm before clipping, which hides a wrong scale
         assert losses(tmp_path / "runs/two", name) == pytest.approx(losses(tmp_path / "runs/one", name), rel=1e-4)
     two, one = weights(tmp_path / "runs/two"), weights(tmp_path / "runs/one")
     assert max((two[name] - one[name]).abs().max().item() for name in one) < 1e-5
