@@ -234,7 +234,7 @@ class EvaluationConfig:
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
     synonyms: bool = MISSING  # ask for what is there in all the words of the vocabulary too
     images: int | None = MISSING  # images per data set; null: all
-    overlays: int = MISSING  # pictures per data set
+    overlays: int = MISSING  # images per data set of which there are pictures
     save_masks: bool = MISSING  # every mask as a PNG file (evaluate.py)
     workers: int = MISSING
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,3 +48,15 @@ def start_wandb(folder: Path, name: str, project: str, mode: WandbMode, config: 
         config=config,
         save_code=False,
     )
+
+
+def define_panels(run: Any, by_epoch: Iterable[str]) -> None:
+    """What is measured at the end of epochs is shown over epochs, the rest over steps; the best Dice is the summary.
+
+    Args:
+        by_epoch: what the names of these values begin with.
+    """
+    run.define_metric("epoch", hidden=True)
+    for prefix in by_epoch:
+        run.define_metric(f"{prefix}*", step_metric="epoch")
+    run.define_metric("validation/dice", step_metric="epoch", summary="max")

@@ -37,6 +37,7 @@ def overlay(image: np.ndarray, truth: Mask, prediction: Mask, caption: str) -> I
         canvas.paste(panel, (i * (width + GAP_PX), HEAD_PX))
         draw.text((i * (width + GAP_PX), 2), label, fill="black", font=font)
     draw.text((0, height + FOOT_PX), caption, fill="black", font=font)
+    canvas.info["comment"] = caption.encode()  # for those who show the panels alone: JPEG files keep it
     return canvas
 
 

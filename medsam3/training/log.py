@@ -1,4 +1,8 @@
-"""What a run says and keeps: lines on the console, metrics.jsonl, and Weights & Biases. Only rank 0 writes."""
+"""What a run says and keeps: lines on the console, metrics.jsonl, events.jsonl, pictures, and Weights & Biases.
+
+Only rank 0 writes. Keys of metrics.jsonl are grouped by what stands before their first slash. A run that was interrupted
+has the lines of an unbroken one; that it was interrupted stands in events.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,23 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from medsam3 import distributed
 from medsam3.config import WandbConfig
-from medsam3.dashboard import start_wandb, wandb_mode
-from medsam3.files import write_text
+from medsam3.dashboard import define_panels, start_wandb, wandb_mode
+from medsam3.files import needs_room, new_file, write_text
 from medsam3.versions import code_version, package_versions
 
+EVENTS, CASES = "events.jsonl", "cases"
 AT_THE_END = ("validation", "asked/", "check/")  # names of what is written at the end of an epoch or run
 
 
@@ -33,6 +41,7 @@ class RunLog:
             step: of the state that the run goes on from; what lies behind it is written again.
             validated: the lines of an epoch's end after that step lie before the state, else behind it.
         """
+        self._folder = folder
         self._path = folder / "metrics.jsonl"
         self._wandb_run: Any = None
         self._last: dict[str, Any] = {}  # line of metrics.jsonl
@@ -41,10 +50,14 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             self._last = _keep_lines_up_to(self._path, step, validated)
+        for picture in folder.glob(f"{CASES}*/*/*"):
+            if not picture.stem.isdigit() or int(picture.stem) > step:  # what a kill left behind; what is made anew
+                picture.unlink()
         self._file = self._path.open("a", encoding="utf-8")
         mode = wandb_mode(wandb.mode)
         if mode != "disabled":
             self._wandb_run = start_wandb(folder, name, wandb.project, mode, config)
+            define_panels(self._wandb_run, (*AT_THE_END[:2], CASES))
 
     def line(self, text: str) -> None:
         """A line for the reader at the console; does not disturb a progress bar."""
@@ -73,6 +86,26 @@ class RunLog:
         except OSError as error:
             raise OSError(f"{self._path}: cannot be written ({error.strerror})") from error
 
+    def event(self, what: str, step: int, facts: Mapping[str, Any]) -> None:
+        """A line of events.jsonl: that the run started, resumed, stopped or ended. A full disk leaves it out."""
+        if distributed.is_main():
+            line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": what, "step": step, **facts}
+            with contextlib.suppress(OSError), (self._folder / EVENTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    @contextmanager
+    def failures(self, progress: Any) -> Iterator[None]:
+        """Within the context an error becomes an event.
+
+        Args:
+            progress: has the `step`.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.event("failed", progress.step, {"error": (str(error) or type(error).__name__).splitlines()[0]})
+            raise
+
     def ends_with(self, name: str) -> bool:
         """Whether the last line has this value. All ranks must call it."""
         return distributed.from_main(lambda: name in self._last)
@@ -96,13 +129,24 @@ class RunLog:
                 "ends here. Run the same command again: it goes on from `last`, if that is still there"
             )
 
-    def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
-        """Overlay pictures, by name, to W&B; the evaluator has written the files already."""
-        if self._wandb_run is None or not pictures:
+    def pictures(self, step: int, group: str, pictures: Mapping[str, Image.Image]) -> None:
+        """Pictures of the fixed cases, by file name: <group>/<case>/<step>.jpg, and to W&B as <group>/<case>.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        if not distributed.is_main() or not pictures:
+            return
+        for name, picture in pictures.items():
+            path = self._folder / group / Path(name).stem / f"{step:08d}.jpg"
+            with needs_room(path, 100_000), new_file(path) as temporary:
+                picture.save(temporary, "JPEG", quality=85)
+        if self._wandb_run is None:
             return
         import wandb
 
-        self._wandb_run.log({f"overlay/{k}": wandb.Image(v) for k, v in pictures.items()}, step=step)
+        shown = {f"{group}/{Path(name).stem}": wandb.Image(picture) for name, picture in pictures.items()}
+        self._wandb_run.log(shown, step=step)
 
     def close(self) -> None:
         if distributed.is_main():
@@ -110,6 +154,10 @@ class RunLog:
                 self._file.close()
         if self._wandb_run is not None:
             self._wandb_run.finish()
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def write_run_facts(folder: Path, config_yaml: str) -> None:

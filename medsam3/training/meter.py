@@ -25,6 +25,22 @@ T = TypeVar("T")
 PRESENCE = ("present", "absent", "present_right", "absent_right")  # as LossResult.presence
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What a GPU has to do, for its model FLOPs utilisation (MFU)."""
+
+    of_image: float  # FLOP of forward and backward, nothing computed anew: see plan.Plan
+    of_query: float
+    peak: float  # FLOP/s of the card
+
+    def mfu(self, images: int, queries: int, seconds: float) -> float:
+        return (images * self.of_image + queries * self.of_query) / (seconds * self.peak)
+
+    def __str__(self) -> str:
+        of_image, of_query, peak = (value / 1e12 for value in (self.of_image, self.of_query, self.peak))
+        return f"MFU of {peak:.4g} TFLOP/s: {of_image:.3g} TFLOP an image and {of_query:.3g} a query, by the plan"
+
+
 @dataclass
 class _Interval:
     """Sums since the last reading."""
@@ -52,6 +68,7 @@ class StepMeter:
             state: `state()` of a meter in the middle of an interval, which this one goes on with.
         """
         self._device = device
+        self.work: Workload | None = None  # None: no MFU
         self.asked: Counter[str] = Counter()  # concepts of the epoch by kind; whoever begins an epoch clears it
         self.restart()
         if state is not None:
@@ -112,6 +129,8 @@ class StepMeter:
         ranks = distributed.world_size()
         values["speed/images_per_s"] = ranks * now.images / seconds
         values["speed/queries_per_s"] = ranks * now.queries / seconds
+        if self.work is not None:  # of this process's GPU
+            values["speed/mfu"] = self.work.mfu(now.images, now.queries, seconds)
         values["speed/data_wait_share"] = self._waited_s / seconds
         values["memory/gib"] = _peak_memory_gib(self._device)
         self.restart()

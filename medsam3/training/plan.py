@@ -44,6 +44,7 @@ FUSED = {  # parts of which torch.compile makes one kernel between two matrix pr
     "vision": frozenset(("vision",)),
     "all": frozenset(("vision", "encoder", "decoder", "mask_head", "loss")),
 }
+PER_IMAGE = ("vision", "geometry")  # parts that run once for all queries of an image
 LAUNCH_S = 8e-6  # that the host takes to start a kernel
 TYPICAL_INSTANCES = 3  # per query, where a run is planned before it has seen its data
 REMEDIES = (
@@ -82,6 +83,12 @@ class Plan:
         return sum(work.flops for work in self.work.values())
 
     @property
+    def model_flops(self) -> tuple[float, float]:
+        """Of an image (vision backbone and geometry token), and of a query, without what targets add."""
+        of_images = sum(work.flops for part, work in self.work.items() if part in PER_IMAGE)
+        return of_images / self.load.images, (self.flops - of_images) / (self.load.images * self.load.queries)
+
+    @property
     def device_s(self) -> float:
         return sum(work.seconds for work in self.work.values())
 
@@ -95,18 +102,32 @@ def load_of(config: TrainConfig) -> Load:
     return Load(config.trainer.images_per_process, config.data.max_queries, TYPICAL_INSTANCES)
 
 
-def fitting(config: TrainConfig, model_config: Sam3Config, total_gib: float, processes: int) -> tuple[str, str]:
-    """What backward computes anew, `auto` settled by the memory of the GPU, and a line for the log.
+@dataclass(frozen=True)
+class Fit:
+    """What a run does on its GPU."""
 
+    checkpointing: str  # what backward computes anew, `auto` settled by the memory of the GPU
+    said: str  # a line for the log
+    model_flops: tuple[float, float]  # of an image and of a query, nothing computed anew: see Plan
+
+
+def fitting(config: TrainConfig, model_config: Sam3Config, total_gib: float, processes: int) -> Fit:
+    """
     Raises:
         ValueError: what is planned takes all of the memory, before what is not in the plan; says what to change.
     """
+    plans: dict[str, Plan] = {}
+
+    def planned(choice: str) -> Plan:
+        if choice not in plans:
+            model = dataclasses.replace(config.model, activation_checkpointing=choice)
+            own = dataclasses.replace(config, model=model)
+            plans[choice] = plan_step(own, model_config, load_of(config), CARDS["h100"], processes)
+        return plans[choice]
+
     wanted = config.model.activation_checkpointing
     for choice in ("none", "vision", "all") if wanted == "auto" else (wanted,):
-        model = dataclasses.replace(config.model, activation_checkpointing=choice)
-        plan = plan_step(
-            dataclasses.replace(config, model=model), model_config, load_of(config), CARDS["h100"], processes
-        )
+        plan = planned(choice)
         if plan.gib + RESERVE_GIB <= total_gib:
             break
     largest = ", ".join(f"{part} {size:.1f}" for part, size in list(plan.memory_gib.items())[:4])
@@ -115,7 +136,18 @@ def fitting(config: TrainConfig, model_config: Sam3Config, total_gib: float, pro
         raise ValueError(f"this run does not fit the GPU: it {said}. {REMEDIES[0].upper()}{REMEDIES[1:]}")
     if plan.gib + RESERVE_GIB > total_gib:
         said += f"; close to the limit: {REMEDIES}"
-    return choice, said
+    return Fit(choice, said, planned("none").model_flops)
+
+
+def peak_flops(device_name: str, bf16: bool) -> float | None:
+    """What a card can do by its data sheet, FLOP/s; None: it is none of CARDS.
+
+    Args:
+        device_name: as torch.cuda.get_device_name has it, "NVIDIA GeForce RTX 4090".
+    """
+    name = "".join(device_name.lower().split())
+    card = next((card for key, card in CARDS.items() if key in name), None)
+    return None if card is None else card.bf16_flops if bf16 else card.fp32_flops
 
 
 def plan_step(config: TrainConfig, model_config: Sam3Config, load: Load, card: Card, processes: int = 1) -> Plan:

@@ -36,11 +36,11 @@ from medsam3.model.load import LoadedModel, load_sam3, local_checkpoint, shape_o
 from medsam3.model.regularisation import regularise
 from medsam3.model.tokenizer import ConceptTokenizer
 from medsam3.training.average import averaged_weights, gigabytes
-from medsam3.training.log import RunLog, write_run_facts
+from medsam3.training.log import RunLog, device_name, write_run_facts
 from medsam3.training.losses import HEADS, SetPredictionLoss
-from medsam3.training.meter import StepMeter
+from medsam3.training.meter import StepMeter, Workload
 from medsam3.training.optim import build_optimizer
-from medsam3.training.plan import fitting
+from medsam3.training.plan import Fit, fitting, peak_flops
 from medsam3.training.resume import Progress, StateWriter, data_hashes, read_last, restore
 from medsam3.training.schedule import batch_factor, rates_of_run
 from medsam3.training.schedule import describe as describe_rates
@@ -84,14 +84,14 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     state = read_last(folder / "last", stored_config)
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = _loaded(config, folder / "last" if state else None)
-    checkpointing, planned = _checkpointing(config, loaded, device)
+    fit = _fit(config, loaded, device)
     freeze_unreached(loaded.model, config.loss.variant)
     adapt(loaded.model, config.model.adapt)
     decay = config.trainer.average_decay
     average = None if decay is None else averaged_weights(loaded.model, decay, device)
     regularise(loaded.model, config.model.regularisation)
     one_to_many, heads = config.model.one_to_many_queries, HEADS[config.loss.variant]
-    detector = TextDetector(loaded.model, one_to_many, checkpointing, heads).to(device)
+    detector = TextDetector(loaded.model, one_to_many, fit.checkpointing, heads).to(device)
     detector.compile_parts(config.model.compile, device)
     factor = batch_factor(config.optim, config.trainer, processes)
     optimizer = build_optimizer(loaded.model, config.optim, factor)
@@ -132,14 +132,16 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         if distributed.is_main()
         else {},
     )
-    _say(run, rates, planned, state["config"]["processes"] if state else None)
+    peak = peak_flops(torch.cuda.get_device_name(device), config.trainer.bf16) if device.type == "cuda" else None
+    run.meter.work = Workload(*fit.model_flops, peak) if peak else None
+    _say(run, rates, fit.said, state["config"]["processes"] if state else None)
     return run
 
 
-def _checkpointing(config: TrainConfig, loaded: LoadedModel, device: torch.device) -> tuple[str, str]:
-    """What backward computes anew, and what the log says of memory; a CPU's is not planned. Errors: see `fitting`."""
+def _fit(config: TrainConfig, loaded: LoadedModel, device: torch.device) -> Fit:
+    """What a CPU does is not planned. Errors: see `fitting`."""
     if device.type != "cuda":
-        return config.model.activation_checkpointing.replace("auto", "none"), ""
+        return Fit(config.model.activation_checkpointing.replace("auto", "none"), "", (0.0, 0.0))
     total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
     return fitting(config, cast(Sam3Config, loaded.model.config), total_gib, distributed.world_size())
 
@@ -165,6 +167,8 @@ def _say(run: Run, rates: str, planned: str, processes_before: int | None) -> No
     say(rates)
     if planned:
         say(f"memory   {planned}")
+    mfu = str(run.meter.work or f"no MFU: no peak is known of {device_name(run.device)}")
+    say(f"speed    {mfu}")
     if run.average is not None:
         decay, room = config.trainer.average_decay, gigabytes(run.average)
         say(f"average  of the weights, decay {decay}: {room:.2g} GB more memory per process")
@@ -174,6 +178,8 @@ def _say(run: Run, rates: str, planned: str, processes_before: int | None) -> No
     resumed = processes_before is not None
     start = f"resumes at step {progress.step}" if resumed else f"starts from {config.model.checkpoint}"
     say(f"run      {run.folder}: {start}, {run.total_steps} steps, {processes} process(es) on {run.device.type}")
+    facts = {"total_steps": run.total_steps, "processes": processes, "device": device_name(run.device), "mfu": mfu}
+    run.log.event("resumed" if resumed else "started", progress.step, facts)
     if resumed and processes_before != processes:
         images = run.sampler.images_per_batch * processes
         say(

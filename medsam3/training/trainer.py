@@ -37,6 +37,7 @@ from medsam3.results.findings import Evaluation, Journal
 from medsam3.results.instance_scores import scalars
 from medsam3.results.obedience import refusal_means
 from medsam3.results.scores import mean_score
+from medsam3.training.log import CASES
 from medsam3.training.plan import REMEDIES
 from medsam3.training.record import write_best
 from medsam3.training.run import Run, set_up
@@ -71,7 +72,7 @@ def train(config: TrainConfig) -> float:
             check_foreign(corpus, config.evaluation.foreign)
             run = set_up(config, corpus, device)
             try:
-                with run.stop.listening():
+                with run.stop.listening(), run.log.failures(run.progress):
                     _run_epochs(run)
                     run.writer.wait()
             except torch.OutOfMemoryError as error:
@@ -124,6 +125,7 @@ def _run_epochs(run: Run) -> None:
             save(run)
         if not run.log.ends_with("check/best_dice"):
             check_best(run)
+    run.log.event("ended", progress.step, {"best_dice": progress.best_dice})
     if _patience_ends(run):
         run.log.line(
             f"run      ends early, at step {progress.step} of {run.total_steps}: {progress.without_gain} validations "
@@ -184,18 +186,25 @@ def _stop(run: Run) -> NoReturn:
 
 
 def _say_stopped(run: Run, number: int) -> None:
+    name = signal.Signals(number).name
+    run.log.event("stopped", run.progress.step, {"signal": name})
     run.log.line(
-        f"stopped by {signal.Signals(number).name} after step {run.progress.step}, which is saved: run the same "
-        "command again to go on"
+        f"stopped by {name} after step {run.progress.step}, which is saved: run the same command again to go on"
     )
 
 
 def _log_asked(run: Run) -> None:
     """How many concepts all ranks have asked for in the epoch, by kind."""
     total: Counter[str] = sum(distributed.gather_objects(run.meter.asked), Counter())
-    run.log.scalars(run.progress.step, {f"asked/{kind}": float(total[kind]) for kind in KINDS})
+    values = {f"asked/{kind}": float(total[kind]) for kind in KINDS}
+    run.log.scalars(run.progress.step, {"epoch": _epochs_done(run), **values})
     shown = ", ".join(f"{total[kind]} {kind}" for kind in KINDS if total[kind])
     run.log.line(f"epoch {run.progress.epoch + 1:3d}  asked: {shown}")
+
+
+def _epochs_done(run: Run) -> float:
+    """Before the epoch is counted as done; 0.5: in the middle of the first."""
+    return run.progress.epoch + min(1.0, run.progress.images / run.sampler.images)
 
 
 def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -216,15 +225,8 @@ def validate(run: Run) -> None:
     for title, detector, loaded in models:
         evaluation, absent = _evaluate(run, detector, loaded)
         mean = mean_score(evaluation.main_scores)
-        values = {f"{title}/{metric}": value for metric, value in mean.values.items()}
-        for name, score in evaluation.main_scores.items():
-            values |= {f"{title}/{name}/{metric}": value for metric, value in score.values.items()}
-        for rule, scores in evaluation.scores.items():
-            values |= {f"{title}/{rule}/{metric}": value for metric, value in mean_score(scores).values.items()}
-        values |= {f"{title}/instances/{name}": value for name, value in scalars(evaluation.instances).items()}
-        values |= {f"{title}/absent/{name}": value for name, value in absent.items()}
-        run.log.scalars(run.progress.step, values)
-        run.log.pictures(run.progress.step, evaluation.overlays)
+        run.log.scalars(run.progress.step, {"epoch": _epochs_done(run), **_measured(title, evaluation, absent)})
+        run.log.pictures(run.progress.step, title.replace("validation", CASES), evaluation.overlays)
         better = mean.values["dice"] > run.progress.best_dice
         shown = "  ".join(f"{METRICS[name].title} {value:.3f}" for name, value in mean.values.items())
         fired = ", ".join(f"{name.removesuffix('/fired')} {v:.2f}" for name, v in absent.items() if "fired" in name)
@@ -244,6 +246,18 @@ def validate(run: Run) -> None:
                     write_best(run.folder / "best", loaded, run.corpus, run.config, *facts)
     run.progress.without_gain = 0 if run.progress.best_dice > best_before else run.progress.without_gain + 1
     distributed.barrier()
+
+
+def _measured(title: str, evaluation: Evaluation, absent: dict[str, float]) -> dict[str, float]:
+    """For the log: means over data sets, by the rule that chooses and by all; of each data set by all rules; single
+    instances; refusals."""
+    values = {f"{title}/{name}": value for name, value in mean_score(evaluation.main_scores).values.items()}
+    for rule, scores in evaluation.scores.items():
+        values |= {f"{title}/{rule}/{name}": value for name, value in mean_score(scores).values.items()}
+        for dataset, score in scores.items():
+            values |= {f"{title}/{rule}/{dataset}/{name}": value for name, value in score.values.items()}
+    values |= {f"{title}/instances/{name}": value for name, value in scalars(evaluation.instances).items()}
+    return values | {f"{title}/absent/{name}": value for name, value in absent.items()}
 
 
 def check_best(run: Run) -> None:

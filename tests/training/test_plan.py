@@ -80,14 +80,15 @@ def test_auto_takes_the_first_that_fits_and_what_cannot_fit_is_refused(config, m
 
     class Fixed:
         def __init__(self, gib):
-            self.gib, self.memory_gib = gib, {"vision": gib}
+            self.gib, self.memory_gib, self.model_flops = gib, {"vision": gib}, (3.0, gib)
 
     monkeypatch.setattr(plan_module, "plan_step", lambda c, *_: Fixed(sizes[c.model.activation_checkpointing]))
     config.model.activation_checkpointing = "auto"
-    assert fitting(config, TINY, 80, 1)[0] == "none"
-    assert fitting(config, TINY, 42, 1)[0] == "vision"
-    assert fitting(config, TINY, 14, 1)[0] == "all"
-    assert "close to the limit" in fitting(config, TINY, 11, 1)[1]
+    assert fitting(config, TINY, 80, 1).checkpointing == "none"
+    assert fitting(config, TINY, 42, 1).checkpointing == "vision"
+    found = fitting(config, TINY, 14, 1)
+    assert found.checkpointing == "all" and found.model_flops == (3.0, 40.0)  # of a step that computes nothing anew
+    assert "close to the limit" in fitting(config, TINY, 11, 1).said
     with pytest.raises(ValueError, match=r"does not fit the GPU: it plans 10\.0 GiB of 9\.0 .*hardware=gpu_24gb"):
         fitting(config, TINY, 9, 1)
     config.model.activation_checkpointing = "none"

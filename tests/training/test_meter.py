@@ -1,0 +1,68 @@
+"""What the log says of steps, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medsam3.training.losses import LossResult, _presence_told
+from medsam3.training.meter import StepMeter
+
+TERMS = {"class": 1.0, "class_aux_0": 2.0, "class_o2m": 3.0, "class_aux_4_o2m": 4.0}
+
+
+def result(factor: float, presence: list[float], **matched: int) -> LossResult:
+    terms = {name: torch.tensor(value * factor) for name, value in TERMS.items()}
+    return LossResult(torch.tensor(10.0 * factor), terms, torch.tensor(presence), matched)
+
+
+def optimizer(*groups: tuple[str, int, float]) -> torch.optim.Optimizer:
+    made = [{"params": [torch.zeros(1)], "part": part, "block": block, "lr": rate} for part, block, rate in groups]
+    return torch.optim.SGD(made)
+
+
+def test_two_steps_by_hand():
+    meter = StepMeter(torch.device("cpu"))
+    for norm in (0.5, 5.0):
+        meter.add_gradient_norm(torch.tensor(norm), torch.tensor([3.0, 1.0, 4.0]), ["text", "vision", "text"], 1.0)
+    meter.add(result(1, [2, 1, 1, 1], targets=4, one_to_one=4, one_to_many=9), images=1, queries=3)
+    meter.add(result(3, [1, 0, 0, 0], targets=6, one_to_one=5, one_to_many=1), images=1, queries=2)
+    one, other, last = ("vision", 1, 1e-6), ("vision", 32, 2e-6), ("text", 0, 3e-6)
+    values = meter.read(optimizer(one, other, last, ("vision", 0, 4e-6), ("vision", 2, 1e-3)))
+    measured = {name for name in values if name.startswith(("speed/", "memory/"))}
+    assert {name: value for name, value in values.items() if name not in measured} == pytest.approx(
+        {
+            "loss/total": 20,
+            "loss/class": 2,
+            "loss_layers/class_1": 4,
+            "loss_o2m/class": 6,
+            "loss_layers_o2m/class_5": 8,
+            "presence/accuracy_present": 1 / 3,
+            "presence/accuracy_absent": 1,
+            "matched/targets_per_query": 2,
+            "matched/one_to_one": 0.9,
+            "matched/one_to_many": 1,
+            "lr/vision": 1e-3,
+            "lr/text": 3e-6,
+            "lr_vision/block_01": 1e-6,
+            "lr_vision/block_32": 2e-6,
+            "gradient/norm": 5,
+            "gradient/clipped_share": 0.5,
+            "gradient/skipped_steps": 0,
+            "gradient_norm/text": 5,
+            "gradient_norm/vision": 1,
+        }
+    )
+
+
+def test_nothing_is_said_of_what_was_not_asked():
+    meter = StepMeter(torch.device("cpu"))
+    meter.add(result(1, [0, 2, 0, 1], targets=0, one_to_one=0, one_to_many=0), images=1, queries=2)
+    values = meter.read(optimizer(("text", 0, 1.0)))
+    said = {name: value for name, value in values.items() if name.startswith(("presence", "matched", "lr_vision"))}
+    assert said == {"presence/accuracy_absent": 0.5, "matched/targets_per_query": 0}
+
+
+def test_presence_is_right_where_the_logit_has_the_sign_of_the_truth():
+    told = _presence_told(torch.tensor([2.0, -1.0, -3.0, 0.5, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))
+    assert told.tolist() == [2, 3, 1, 2]
