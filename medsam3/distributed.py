@@ -8,9 +8,11 @@ import platform
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+HERE = Path(__file__)
+
+
+_watch: Watch | None = None  # of this process
 
 
 def active() -> bool:
@@ -103,7 +109,8 @@ def from_main(compute: Callable[[], T]) -> T:
         error = raised
     if active():
         sent = [(value, error)]
-        dist.broadcast_object_list(sent)
+        with _waiting():
+            dist.broadcast_object_list(sent)
         value, error = sent[0]
     if error is not None:
         raise error
@@ -128,7 +135,12 @@ def on_main(context: AbstractContextManager[Any]) -> Iterator[None]:
 
 def barrier() -> None:
     if active():
-        dist.barrier()
+        with _waiting():
+            dist.barrier()
+
+
+def _waiting() -> AbstractContextManager[None]:
+    return _watch.waiting() if _watch is not None else nullcontext()
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -136,7 +148,8 @@ def gather_objects(value: Any) -> list[Any]:
     if not active():
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with _waiting():
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -154,43 +167,82 @@ def first_to_say(text: str) -> bool:
 
 
 class Watch:
-    """Ends this process when a rank hangs, and says which. Without a process group it does nothing."""
+    """Ends this process when a rank hangs, and says which. Without a process group it does nothing.
+
+    Every few seconds each rank notes where it is; one that others wait for is told by its place, or by its silence.
+    """
 
     STATUS = 3
 
     def __init__(self, timeout_minutes: float) -> None:
+        global _watch
         self._seconds = 60 * timeout_minutes
+        self._interval_s = min(10.0, self._seconds / 10)
         self._since: float | None = None
+        self._waits_since: float | None = None
+        self._what = "starts"
+        self._main_thread = threading.get_ident()
         self._closed = threading.Event()
         self._store = dist.distributed_c10d._get_default_store() if active() else None
         if self._store is not None:
+            _watch = self
             self.doing("starts")
             threading.Thread(target=self._look, daemon=True).start()
 
     def doing(self, what: str, watched: bool = True) -> None:
-        """Note what this rank does from now on; with watched=False for as long as it likes."""
+        """Note what this rank does from now on; with watched=False for as long as it likes, but not what it waits."""
         if self._store is not None:
-            self._store.set(f"medsam3/doing/{rank()}", f"{what} (on {platform.node()}, process {os.getpid()})")
+            self._what = what
             self._since = time.monotonic() if watched else None
+            self._note()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the context this rank waits for the others."""
+        self._waits_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waits_since = None
 
     def close(self) -> None:
+        global _watch
+        _watch = None
         self._closed.set()
 
+    def _note(self) -> None:
+        assert self._store is not None
+        frames = traceback.extract_stack(sys._current_frames().get(self._main_thread))
+        ours = [f for f in frames if Path(f.filename).is_relative_to(HERE.parent) and f.filename != str(HERE)]
+        place = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+        waits = ", waits for the others" if self._waits_since is not None else ""
+        where = f"(on {platform.node()}, process {os.getpid()})"
+        self._store.set(f"medsam3/doing/{rank()}", f"{time.time()} {self._what}{place}{waits} {where}")
+
     def _look(self) -> None:
-        while not self._closed.wait(min(10.0, self._seconds / 10)):
-            if self._since is not None and time.monotonic() - self._since > self._seconds:
+        while not self._closed.wait(self._interval_s):
+            self._note()
+            since = [moment for moment in (self._since, self._waits_since) if moment is not None]
+            if since and time.monotonic() - min(since) > self._seconds:
                 self._end()
+
+    def _of(self, key: str) -> str:
+        """What a rank noted, and that it has been silent since, if so."""
+        assert self._store is not None
+        noted, _, text = self._store.get(key).decode().partition(" ")
+        silent_s = time.time() - float(noted)
+        return f"{text}: NO SIGN OF LIFE for {silent_s:.0f} s" if silent_s > max(3 * self._interval_s, 5) else text
 
     def _end(self) -> None:
         assert self._store is not None
         doing = [
-            f"  rank {r}: {self._store.get(key).decode()}"
+            f"  rank {r}: {self._of(key)}"
             for r in range(world_size())
             if self._store.check([key := f"medsam3/doing/{r}"])
         ]
         text = (
             f"error: no step for {self._seconds / 60:g} minutes (trainer.timeout_minutes): a rank hangs. What each "
-            "does, the one that is behind the others being it:\n" + "\n".join(doing)
+            "does, the one that is silent or behind the others being it:\n" + "\n".join(doing)
         )
         if first_to_say(text):
             print(f"\n{text}", file=sys.stderr, flush=True)

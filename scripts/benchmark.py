@@ -149,7 +149,7 @@ def add_kills(commands: Any) -> None:
     kills.add_argument("--times", type=int, default=10, help="of each kind (%(default)s)")
     kills.add_argument("--kinds", nargs="*", help="SIGKILL, SIGTERM, or what is written (all)")
     kills.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    kills.add_argument("overrides", nargs="*", help="of the training configuration, such as data.workers=2")
+    kills.add_argument("--overrides", nargs="*", default=[], help="of the training configuration: data.workers=2")
     kills.set_defaults(measure=kills_table)
 
 
@@ -275,10 +275,12 @@ def loss_table(arguments: argparse.Namespace, folder: Path) -> str:
 def kills_table(arguments: argparse.Namespace, folder: Path) -> str:
     from medsam3.benchmarks.kills import SIGNALS, WRITES, Series
 
+    kinds = arguments.kinds or (*SIGNALS, *WRITES)
+    for kind in kinds:
+        one_of("--kinds", kind, (*SIGNALS, *WRITES))
     series = Series(folder, arguments.overrides, arguments.seed, lambda text: print(text, file=sys.stderr, flush=True))
     rows = []
-    for kind in arguments.kinds or (*SIGNALS, *WRITES):
-        one_of("--kinds", kind, (*SIGNALS, *WRITES))
+    for kind in kinds:
         found = series.kill(kind, arguments.times)
         ends = ", ".join(f"{count} {end}" for end, count in found.ends.items())
         rows.append((kind, f"{found.kills}", f"{found.runs}", ends, f"**{len(found.different)}**"))

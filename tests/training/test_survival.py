@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -340,8 +341,10 @@ def test_a_hanging_rank_ends_the_run_and_is_named(monkeypatch, tmp_path, capsys)
         watch = distributed.Watch(timeout_minutes=0.001)
         watch.doing("loads images for step 7")
         watch.close()  # its thread; what it would do at the time is done here
+        watch._interval_s = 0.0
+        watch._store.set("medsam3/doing/0", f"{time.time() - 60} {watch._what} (on")
         watch._end()
     finally:
         torch.distributed.destroy_process_group()
     assert ended[-1] == distributed.Watch.STATUS
-    assert "rank 0: loads images for step 7 (on" in capsys.readouterr().err
+    assert "rank 0: loads images for step 7 (on: NO SIGN OF LIFE for 60 s" in capsys.readouterr().err
