@@ -29,6 +29,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "data.split.by": ("image", "group"),
     "instances": ("united", "apart"),
     "orientation": ("shown", "stored"),
+    "seg": ("BINARY", "LABELMAP"),
     "evaluation.ask": ("present", "all"),
     "predicted_instances": ("components", "labels"),
     "prompt": ("text", "box", "noisy_box", "text_box"),

@@ -114,10 +114,12 @@ def _check_exclusive(config: PredictConfig, prompts: Sequence[str]) -> None:
             "outputs: index holds one number per pixel, and here prompts may overlap; take it out "
             "(outputs=[masks,overlays]), or set exclusive=all and prediction.resolve_overlaps=true"
         )
+    if config.seg == "LABELMAP" and free and len(prompts) > 1:
+        raise ValueError("seg=LABELMAP holds one prompt per voxel, and here they may overlap; set seg=BINARY")
 
 
 def _asked(config: PredictConfig, loaded: LoadedModel, device: torch.device) -> dict[str, Any]:
-    keys = ("checkpoint", "outputs", "instances", "exclusive", "orientation", "seed")
+    keys = ("checkpoint", "outputs", "instances", "exclusive", "seg", "orientation", "seed")
     return {
         **{key: getattr(config, key) for key in keys},
         "weights_sha256": weights_hash(loaded.model),

@@ -203,7 +203,8 @@ def _segment_scan(
     notes = [*scan.notes, f"slices along {scan.axis}", f"window from {scan.window_from}", *left, *remarks]
     content = {"width": width, "height": height, "slices": slices, "notes": notes, **said}
     with new_folder(picture.folder) as folder:
-        write_scan_results(folder, scan, masks, picture.prompts, config.outputs, asked["weights_sha256"])
+        weights = asked["weights_sha256"]
+        write_scan_results(folder, scan, masks, picture.prompts, config.outputs, weights, config.seg)
         _write_result(folder, picture, read.sha256, content, asked)
 
 

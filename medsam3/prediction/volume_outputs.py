@@ -57,7 +57,7 @@ def predict_scan(
 
 
 def write_scan_results(
-    folder: Path, scan: Scan, masks: Mask, prompts: Sequence[str], kinds: Sequence[str], weights: str
+    folder: Path, scan: Scan, masks: Mask, prompts: Sequence[str], kinds: Sequence[str], weights: str, seg: str
 ) -> None:
     """index.<ending> with legend.json, masks/<number>_<prompt>.<ending>; of DICOM one segmentation.dcm instead.
 
@@ -65,12 +65,13 @@ def write_scan_results(
 
     Args:
         masks: [C, D, H, W].
+        seg: see `write_dicom_seg`.
     """
     ending = usual_ending(scan)
     if ending == SEG:
         assert scan.series is not None
         stored = {prompt: scan.as_stored(mask) for prompt, mask in zip(prompts, masks, strict=True)}
-        write_dicom_seg(folder / "segmentation.dcm", scan.series, stored, Vocabulary.load(), weights)
+        write_dicom_seg(folder / "segmentation.dcm", scan.series, stored, Vocabulary.load(), weights, seg)
         return
     if "index" in kinds:
         write_volume(folder / f"index{ending}", scan.as_stored(numbered(masks)), scan)

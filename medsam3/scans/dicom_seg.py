@@ -103,9 +103,10 @@ def _segmentation(
             manufacturer_model_name="medsam3",
             software_versions=release,
             device_serial_number=weights[:LABEL_LETTERS],
-            series_description=f"medsam3: {', '.join(concepts)}"[:LABEL_LETTERS],
+            series_description=_label(f"medsam3: {', '.join(concepts)}"),
             transfer_syntax_uid=uids.ExplicitVRLittleEndian if kind == "BINARY" else uids.RLELossless,
         )
+    seg.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: prompts and names in any script
     scheme = need("pydicom").Dataset()
     scheme.CodingSchemeDesignator, scheme.CodingSchemeName = SCHEME, "Text prompts of medsam3, by their hash"
     seg.CodingSchemeIdentificationSequence = [scheme]
@@ -135,6 +136,11 @@ def _sources(series: DicomSeries, stacked: NDArray[np.uint8]) -> tuple[list[Any]
     return sources, stacked
 
 
+def _label(text: str) -> str:
+    """As a short text, where a backslash would separate two values."""
+    return text.replace("\\", "/")[:LABEL_LETTERS]
+
+
 def _description(number: int, concept: str, vocabulary: Vocabulary, algorithm: Any) -> Any:
     hd, codes, code = need("highdicom"), need("pydicom.sr.codedict").codes, need("pydicom.sr.coding").Code
     categories = {
@@ -146,7 +152,7 @@ def _description(number: int, concept: str, vocabulary: Vocabulary, algorithm: A
         "other": code("PROMPT", SCHEME, "Text prompt"),
     }
     known = vocabulary.find(concept)
-    meaning = concept[:LABEL_LETTERS]
+    meaning = _label(concept)
     described = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=meaning,

@@ -76,7 +76,8 @@ def _write_nifti(path: Path, values: Voxels, scan: Scan) -> None:
         header = source.header.copy()
         header.extensions.clear()  # these and the texts may name the patient
         for field in ("descrip", "aux_file", "db_name", "intent_name", "cal_min", "cal_max"):
-            header[field] = b"" if header[field].dtype.kind == "S" else 0
+            if field in header:  # NIfTI-2 has fewer
+                header[field] = b"" if header[field].dtype.kind == "S" else 0
         header.set_intent("none")
         header.set_data_dtype(values.dtype)
         image = type(source)(values, None, header)

@@ -176,6 +176,7 @@ def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, m
         ({"scan__window": [5.0, 5.0]}, r"scan.window=\[5.0, 5.0\]: must be two numbers, the lower one first"),
         ({"prompts": ["liver", "spleen"], "exclusive": []}, "index holds one number per pixel"),
         ({"prompts": ["liver", "spleen"], "prediction__resolve_overlaps": False}, "index holds one number per pixel"),
+        ({"prompts": ["a", "b"], "exclusive": [], "outputs": [], "seg": "LABELMAP"}, "seg=LABELMAP holds one prompt per"),
         ({"prompts": ["liver"], "exclusive": ["livr"]}, "exclusive='livr': must be one of liver. Did you mean 'liver'"),
         ({"exclusive": "none"}, "must be all, or a list of prompts"),
         ({"output_dir": "/proc/none"}, "output_dir=/proc/none: cannot write there"),
@@ -246,5 +247,7 @@ def test_a_dicom_series_comes_back_as_a_segmentation(tmp_path):
     run = predict(predict_config(tmp_path, prompts=["liver"], **RULE))
     assert not run.failures
     found = pydicom.dcmread(tmp_path / "out/in/segmentation.dcm")
-    assert found.Modality == "SEG" and found.SegmentSequence[0].SegmentLabel == "liver"
+    assert (found.SegmentationType, found.SegmentSequence[0].SegmentLabel) == ("BINARY", "liver")
     assert len(run.pictures[0]["prompts"][0]["slice_scores"]) == len(images)
+    assert not predict(predict_config(tmp_path, prompts=["liver"], seg="LABELMAP", **RULE)).failures
+    assert pydicom.dcmread(tmp_path / "out/in/segmentation.dcm").SegmentationType == "LABELMAP"

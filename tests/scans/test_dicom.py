@@ -357,9 +357,11 @@ def test_labelmap_holds_one_concept_per_voxel(tmp_path):
 def test_segments_carry_codes(tmp_path):
     scan = read_scan(save_series(tmp_path / "in", series()), CONFIG)
     nothing = np.zeros(scan.volume.voxels.shape, bool)
-    prompts = ["liver", "colon polyp", "breast lesion", "stone in a duct " * 6]
+    scan.series.header.SpecificCharacterSet, scan.series.header.PatientName = "ISO_IR 100", "Doe^Jörg"
+    prompts = ["liver", "colon polyp", "breast lesion", "stone in a duct " * 6, "肝臓\\é"]
     write_dicom_seg(tmp_path / "seg.dcm", scan.series, dict.fromkeys(prompts, nothing), VOCABULARY, "weights")
-    segments = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    segments = seg.SegmentSequence
     codes = [
         tuple(
             (item.CodeValue, item.CodingSchemeDesignator)
@@ -372,6 +374,7 @@ def test_segments_carry_codes(tmp_path):
     assert codes[2][0] == ("49755003", "SCT") and codes[2][1][1] == "99MEDSAM3"  # no SNOMED code in the vocabulary
     assert codes[3][0] == ("PROMPT", "99MEDSAM3") and codes[3][1][1] == "99MEDSAM3"
     assert segments[3].SegmentDescription == prompts[3].strip() and len(segments[3].SegmentLabel) <= 64
+    assert segments[4].SegmentLabel == "肝臓/é" and str(seg.PatientName) == "Doe^Jörg"  # in one character set
 
 
 def test_without_the_extra_the_message_says_what_to_install(tmp_path, monkeypatch):

@@ -128,6 +128,18 @@ def test_the_header_of_a_nifti_is_kept_without_its_texts(tmp_path):
     assert (np.asarray(written.dataobj) == (values() > 0)).all()
 
 
+def test_nifti_2_has_fewer_texts(tmp_path):
+    image = nibabel.Nifti2Image(values(), oblique())
+    image.header["descrip"] = b"Doe^Jane"
+    nibabel.save(image, tmp_path / "in.nii.gz")
+    scan = read_scan(tmp_path / "in.nii.gz", CONFIG)
+    write_volume(tmp_path / "out.nii", scan.as_stored(scan.pictures > 0), scan)
+    written = nibabel.load(tmp_path / "out.nii")
+    assert isinstance(written, nibabel.Nifti2Image) and written.header["descrip"] == b""
+    np.testing.assert_array_equal(written.affine, image.affine)
+    assert (np.asarray(written.dataobj) == (values() > 0)).all()
+
+
 def test_values_are_shown_as_in_training(tmp_path):
     save_source(tmp_path / "in.nii")
     scan = read_scan(tmp_path / "in.nii", ScanConfig(**{**vars(CONFIG), "percentiles": [10, 90]}))
