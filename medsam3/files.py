@@ -6,7 +6,6 @@ Names with `.partial` and `.old` are what a killed process may leave behind: see
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import platform
@@ -16,6 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -42,7 +46,9 @@ def new_file(path: Path, ending: str = "", durable: bool = False) -> Iterator[Pa
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, lies on the disk."""
+    """Wait until a file's content, or a folder's list of names, lies on the disk (Windows opens neither for that)."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -118,11 +124,14 @@ def needs_room(path: Path, need_bytes: int) -> Iterator[None]:
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Only one process at a time may be within this context for a folder. The lock ends with the process, however that
-    ends; its file `.lock` stays. Where the file system has no locks there is none.
+    ends; its file `.lock` stays. Where the file system or Windows has no such locks there is none.
 
     Raises:
         ValueError: another process is; names its host and number.
     """
+    if fcntl is None:
+        yield
+        return
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
             # Of the process, not of the open file: what it forks (loader processes) does not hold the lock after it.

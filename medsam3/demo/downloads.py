@@ -46,7 +46,7 @@ def archive(study: Study, threshold: float, place: Path, model: str, weights: st
     folder = place / "files"
     folder.mkdir(parents=True)
     if isinstance(study.source, Scan):
-        write_scan_results(folder, study.source, np.asarray(list(masks.values())), prompts, ["masks"], weights, "BINARY")
+        write_scan_results(folder, study.source, np.asarray(list(masks.values())), prompts, ["masks"], weights)
     else:
         predictions = [
             Prediction(entry["prompt"], entry["presence"], {RULE: Answer(entry["score"], masks[entry["prompt"]][0])})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from medsam3 import distributed
 from medsam3.checkpoints.weights import weights_hash
 from medsam3.command_line import run_script
 from medsam3.config import PredictConfig, register_schemas
-from medsam3.files import writable_folder, write_text
+from medsam3.files import folder_lock, writable_folder, write_text
 from medsam3.messages import one_of
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
@@ -50,7 +51,8 @@ def predict(config: PredictConfig) -> Run:
 
     Raises:
         ValueError: options that do not go together, nothing to do, no place to write, a checkpoint that cannot be
-            loaded. What goes wrong with one picture stands in the record and stops no other.
+            loaded, another run at work in the same folder. What goes wrong with one picture stands in the record and
+            stops no other.
     """
     _check(config)
     cases = find_cases(config.input) if config.format == "cvpr2025" else []
@@ -58,7 +60,14 @@ def predict(config: PredictConfig) -> Run:
     for picture in work.pictures:
         _check_exclusive(config, picture.prompts)
     folder = writable_folder(config.output_dir, "output_dir", "output_dir")
-    outputs = {picture.output: writable_folder(picture.output, "output", "output") for picture in work.pictures}
+    outputs = list(dict.fromkeys(writable_folder(picture.output, "output", "output") for picture in work.pictures))
+    with ExitStack() as alone:  # two runs would mix their files
+        for place in {path.resolve() for path in (folder, *outputs)}:
+            alone.enter_context(folder_lock(place))
+        return _predict(config, work, cases, folder, outputs)
+
+
+def _predict(config: PredictConfig, work: Work, cases: list[Path], folder: Path, outputs: Sequence[Path]) -> Run:
     device = distributed.select_device(config.device)
     torch.manual_seed(config.seed)  # the weights of `tiny`
     loaded = load_sam3(config.checkpoint, config.image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def find_work(config: PredictConfig) -> Work:
         output = Path(job.output or config.output_dir)
         for path, name in _found(job.input, outputs, left_out):
             picture = Picture(path, prompts, output, output / name)
-            other = pictures.setdefault(picture.folder.absolute(), picture)
+            other = pictures.setdefault(Path(os.path.abspath(picture.folder)), picture)
             if (other.path, other.prompts) != (path, prompts):
                 raise ValueError(
                     f"{other.path} and {path}: both would be written to {picture.folder}; set output of jobs"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medsam3.files import file_hash, write_text
 from medsam3.layouts.instances import Mask
+from medsam3.layouts.volume_files import load_volume
 from medsam3.prediction.outputs import BACKGROUND, file_name, json_text
 from medsam3.prediction.volume_predictor import VolumePredictor, drift_words
 from medsam3.registry.vocabulary import Vocabulary
@@ -23,14 +24,22 @@ from medsam3.scans.scan import Scan
 from medsam3.scans.writers import SEG, usual_ending, write_volume
 
 KINDS = ("index", "masks")  # of the outputs; the others are for pictures
+DETACHED = (".mhd", ".nhdr", ".ics")  # headers, whose voxels lie in another file
 BYTES_PER_VOXEL = 6  # and prompt: a mask, a confidence, and the mask without overlaps
 
 
 def source_hash(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and hashes of its files."""
-    if path.is_file():
+    """SHA-256 of a file, and of the voxels that lie in another; of a folder, over the names and hashes of its files.
+
+    Raises:
+        ValueError: voxels that cannot be read.
+    """
+    if path.is_file() and not path.name.lower().endswith(DETACHED):
         return file_hash(path)
     digest = hashlib.sha256()
+    if path.is_file():
+        digest.update(path.read_bytes() + np.ascontiguousarray(load_volume(path).voxels).tobytes())
+        return digest.hexdigest()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n".encode())
     return digest.hexdigest()
@@ -57,7 +66,13 @@ def predict_scan(
 
 
 def write_scan_results(
-    folder: Path, scan: Scan, masks: Mask, prompts: Sequence[str], kinds: Sequence[str], weights: str, seg: str
+    folder: Path,
+    scan: Scan,
+    masks: Mask,
+    prompts: Sequence[str],
+    kinds: Sequence[str],
+    weights: str,
+    seg: str = "BINARY",
 ) -> None:
     """index.<ending> with legend.json, masks/<number>_<prompt>.<ending>; of DICOM one segmentation.dcm instead.
 

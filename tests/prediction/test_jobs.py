@@ -100,10 +100,17 @@ def test_prompts_that_are_none_are_refused(prompts, expected, files):
         find_work(predict_config(files, prompts=prompts))
 
 
+PLACES = (("", "out"), ("sub/", "in/../out"))
+
+
 def test_pictures_of_one_place_are_refused(files):
     with pytest.raises(ValueError, match=r"in/a.png and .*in/sub/a.png: both would be written to"):
         (files / "in/sub/a.png").touch()
         find_work(predict_config(files, input=[str(files / "in/a.png"), str(files / "in/sub/a.png")]))
+    jobs = [{"input": str(files / f"in/{name}a.png"), "output": str(files / place)} for name, place in PLACES]
+    (files / "jobs.json").write_text(json.dumps(jobs))
+    with pytest.raises(ValueError, match="both would be written to"):
+        find_work(predict_config(files, input=str(files / "jobs.json")))
 
 
 def test_results_never_take_the_place_of_something_else(files):

@@ -122,6 +122,17 @@ def test_what_is_done_is_not_done_again_unless_it_was_asked_otherwise(pictures, 
     assert len(asked) == 9
 
 
+def test_two_runs_do_not_mix_their_files(pictures):
+    (pictures / "out").mkdir()
+    hold = "import fcntl, sys; f = open('out/.lock', 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-uc", hold], cwd=pictures, stdin=-1, stdout=-1) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="out is in use by another process"):
+            predict(predict_config(pictures))
+        other.stdin.close()
+    assert len(predict(predict_config(pictures)).pictures) == 2
+
+
 def test_instances_apart_are_numbered_by_their_scores(pictures):
     kinds = ["index", "masks", "coco"]
     predict(predict_config(pictures, instances="apart", outputs=kinds, prompts=["polyp"], **RULE))
@@ -176,7 +187,7 @@ def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, m
         ({"scan__window": [5.0, 5.0]}, r"scan.window=\[5.0, 5.0\]: must be two numbers, the lower one first"),
         ({"prompts": ["liver", "spleen"], "exclusive": []}, "index holds one number per pixel"),
         ({"prompts": ["liver", "spleen"], "prediction__resolve_overlaps": False}, "index holds one number per pixel"),
-        ({"prompts": ["a", "b"], "exclusive": [], "outputs": [], "seg": "LABELMAP"}, "seg=LABELMAP holds one prompt per"),
+        ({"prompts": ["a", "b"], "exclusive": [], "outputs": [], "seg": "LABELMAP"}, "one prompt per voxel"),
         ({"prompts": ["liver"], "exclusive": ["livr"]}, "exclusive='livr': must be one of liver. Did you mean 'liver'"),
         ({"exclusive": "none"}, "must be all, or a list of prompts"),
         ({"output_dir": "/proc/none"}, "output_dir=/proc/none: cannot write there"),
@@ -192,8 +203,11 @@ def test_concepts_are_listed(tmp_path):
     assert len(lines) > 100 and any(line.startswith("polyp   (") for line in lines) and lines == sorted(lines)
 
 
-def test_the_command_needs_nothing_of_training():
-    code = "import sys, medsam3.prediction.command; print([m for m in sys.modules if m.startswith('medsam3.training')])"
+def test_the_command_needs_nothing_of_training_nor_of_unix():
+    code = (
+        "import sys; sys.modules.update(fcntl=None, resource=None, pwd=None); import medsam3.prediction.command; "
+        "print([m for m in sys.modules if m.startswith('medsam3.training')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

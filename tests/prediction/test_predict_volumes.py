@@ -16,6 +16,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medsam3.prediction.command import predict
+from medsam3.prediction.volume_outputs import source_hash
 from tests import dicom_files
 from tests.prediction.predict_config import predict_config
 
@@ -47,6 +48,15 @@ def test_frames_without_a_place_come_back_as_pages(tmp_path):
     image.save_as(tmp_path / "in/cine.dcm")
     predicted(tmp_path, input=str(tmp_path / "in/cine.dcm"))
     assert tifffile.imread(tmp_path / "out/cine.dcm/masks/1_polyp.tif").shape == (2, 100, 100)
+
+
+@pytest.mark.parametrize("header, data", [("a.mhd", "a.raw"), ("a.nhdr", "a.raw")])
+def test_voxels_in_a_file_of_their_own_tell_whether_a_volume_changed(header, data, tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(GREY), str(tmp_path / header))
+    before, stored = source_hash(tmp_path / header), (tmp_path / data).read_bytes()
+    assert source_hash(tmp_path / header) == before
+    sitk.WriteImage(sitk.GetImageFromArray(GREY[::-1]), str(tmp_path / header))
+    assert (tmp_path / data).read_bytes() != stored and source_hash(tmp_path / header) != before
 
 
 def test_slices_that_are_missing_are_noted(tmp_path):
