@@ -342,7 +342,8 @@ class EvaluateConfig(RunConfig):
 
 @dataclass
 class ReportConfig(RunConfig):
-    results: str = MISSING  # folder of a finished evaluation; its report.html is written anew
+    results: str | None = MISSING  # folder of a finished evaluation; its report.html is written anew
+    run: str | None = MISSING  # or folder of a training run, also of one that goes on
     baseline: str | None = MISSING  # folder of another one on the same queries; null: the one of the evaluation
     data: DataConfig = field(default_factory=DataConfig)
 

@@ -1,7 +1,7 @@
 """What a run says and keeps: lines on the console, metrics.jsonl, events.jsonl, pictures, and Weights & Biases.
 
-Only rank 0 writes. Keys of metrics.jsonl are grouped by what stands before their first slash. An interrupted run has the
-lines of an unbroken one; that it was interrupted stands in events.jsonl.
+Only rank 0 writes. Keys of metrics.jsonl are grouped by what stands before their first slash. An interrupted run has
+the lines of an unbroken one; that it was interrupted stands in events.jsonl.
 """
 
 from __future__ import annotations
