@@ -68,7 +68,6 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
             "1 at best; 0.5: it cannot tell.",
             over="epoch",
         ),
-        Panel("Best model, read back", "check/(best_dice)", "Dice", "As measured when it was chosen."),
     ),
     "Loss": (
         Panel("Total", "loss/(total)", "loss", "Weighted sum of all layers and both branches; falls.", log=True),
@@ -147,4 +146,4 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
     ),
 }
 TABLED = re.compile(r"(validation(?:_average)?)/(top1|union|semantic)/([^/]+)/(\w+)")  # of each data set
-PER_SET = re.compile(r"validation(?:_average)?/instances/[^/]+/\w+")  # in the log alone
+ELSEWHERE = re.compile(r"check/best_dice|validation(?:_average)?/instances/[^/]+/\w+")  # at the top; in the log alone

@@ -74,6 +74,8 @@ def _top(run: RunFiles) -> str:
         best = max(dice, key=lambda point: point[1])
         numbers += [(f"{dice[-1][1]:.3f}", f"validation Dice, epoch {dice[-1][0]:g}")]
         numbers += [(f"{best[1]:.3f}", f"the best, epoch {best[0]:g}")]
+    if again := run.curve("check/best_dice", "step"):
+        numbers.append((f"{again[-1][1]:.3f}", "the same, `best` read back"))
     if speed := run.curve("speed/images_per_s", "step"):
         numbers.append((f"{speed[-1][1]:.3g}", "images/s, last line"))
     skipped = sum("skipped" in line for line in run.lines)
@@ -120,7 +122,7 @@ def _figure(run: RunFiles, panel: Panel, names: list[str]) -> str:
     svg = curves.chart(lines, panel.log, panel.over, marks)
     if not svg:
         return ""
-    unit = f", {panel.unit}" if panel.unit and panel.unit != panel.title else ""
+    unit = f", {panel.unit}" if panel.unit.lower() not in panel.title.lower() else ""
     return f"<figure><h3>{escape(panel.title + unit)}</h3>{svg}<figcaption>{escape(panel.words)}</figcaption></figure>"
 
 
