@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from medsam3.bounds import check_numbers
-from medsam3.config import DemoConfig, EvaluateConfig, GetDataConfig, LearningRates, TrainConfig
+from medsam3.config import DemoConfig, EvaluateConfig, GetDataConfig, LearningRates, ReportConfig, TrainConfig
 from medsam3.messages import did_you_mean, one_of
 
 T = TypeVar("T")
@@ -101,6 +101,11 @@ def check(config: Any) -> None:
             )
     if not config.name.strip() or config.name.startswith("/") or {".", ".."} & set(config.name.split("/")):
         raise ValueError(f"name={config.name!r}: must be a folder's name below output_root, without . and ..")
+    if isinstance(config, ReportConfig) and (config.results is None) == (config.run is None):
+        raise ValueError(
+            f"results={config.results} run={config.run}: give one of them, results=<folder of an evaluation> or "
+            "run=<folder of a training run>"
+        )
     if isinstance(config, TrainConfig):
         _check_training(config)
     if isinstance(config, EvaluateConfig):

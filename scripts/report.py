@@ -14,11 +14,6 @@ from medsam3.reports.run_page import write_run_report
 
 def report(config: ReportConfig) -> None:
     """Write report.html and say where it lies. Raises as `write_report` and `write_run_report`."""
-    if (config.results is None) == (config.run is None):
-        raise ValueError(
-            f"results={config.results} run={config.run}: give one of them, results=<folder of an evaluation> or "
-            "run=<folder of a training run>"
-        )
     if config.run is not None:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             defaults = dataclasses.asdict(typed(compose("train"), TrainConfig))

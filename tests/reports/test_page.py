@@ -346,4 +346,4 @@ def test_evaluate_writes_it_with_pictures_of_the_extremes_and_report_writes_it_a
     written.unlink()
     run_script("report.py", "results=runs/evaluation", cwd=tmp_path)
     assert written.read_text() == before
-    assert "results: no value given" in run_script("report.py", cwd=tmp_path, check=False).stderr
+    assert "give one of them, results=" in run_script("report.py", cwd=tmp_path, check=False).stderr
