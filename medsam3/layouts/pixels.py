@@ -19,6 +19,7 @@ from PIL import Image
 UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, zlib.error, Image.DecompressionBombError)
 META_IMAGE = (".mha", ".mhd")
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
+PHOTOMETRIC = 262  # a tag of TIFF; 0: the lowest value is white
 Range = tuple[float, float]
 
 
@@ -49,6 +50,7 @@ def read_image(path: Path, window: Range | None = None, percentiles: Range | Non
     Raises:
         ValueError: the file cannot be read, or has more than 8 bits and neither window nor percentiles are given.
     """
+    lowest_is_white = False
     try:
         if path.suffix.lower() in META_IMAGE:
             values = _read_meta_image(path)
@@ -58,10 +60,12 @@ def read_image(path: Path, window: Range | None = None, percentiles: Range | Non
             with _opened(path) as file:
                 if file.mode not in WIDE_MODES:
                     return np.array(file if file.mode == "RGB" else file.convert("RGB"))
+                lowest_is_white = getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == 0
                 values = np.asarray(file)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
-    return grey_to_rgb(to_8_bit(values, window, percentiles, str(path)))
+    grey = to_8_bit(values, window, percentiles, str(path))
+    return grey_to_rgb(255 - grey if lowest_is_white else grey)  # Pillow does it for 8 bits
 
 
 def read_mask(path: Path) -> NDArray[Any]:

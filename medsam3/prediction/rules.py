@@ -56,6 +56,7 @@ def semantic(heads: Heads, config: PredictionConfig) -> Choice:
 
 Rule = Callable[[Heads, PredictionConfig], Choice]
 RULES: dict[str, Rule] = {"top1": top1, "union": union, "semantic": semantic}
+THRESHOLDS = {"top1": "score_threshold", "union": "union_threshold", "semantic": "presence_threshold"}  # of the scores
 RULE_WORDS = {
     "top1": "the mask of the highest score (paper, section 4.2)",
     "union": "all instance masks above a score",

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from medsam3.files import new_folder, write_text
 from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.jobs import RESULT, Picture
 from medsam3.prediction.outputs import OUTPUTS, PictureResult, json_text
+from medsam3.prediction.rules import THRESHOLDS
 from medsam3.prediction.volume_outputs import BYTES_PER_VOXEL, KINDS, predict_scan, source_hash, write_scan_results
 from medsam3.prediction.volume_predictor import VolumePredictor
 from medsam3.scans.picture_files import Shown, read_picture
@@ -181,12 +183,24 @@ def _write_picture(result: PictureResult, sha256: str, config: PredictConfig, as
         }
         for prediction in result.predictions
     ]
-    lie = {"exif_orientation": shown.exif_orientation, "masks_lie": f"as {config.orientation}"}
-    content = {"width": width, "height": height, **lie, "notes": shown.notes, "prompts": prompts}
+    lie = {"exif_orientation": shown.exif_orientation, "masks_lie": shown.lies}
+    notes = [*shown.notes, *_lost(prompts, config)]
+    content = {"width": width, "height": height, **lie, "notes": notes, "prompts": prompts}
     with new_folder(result.picture.folder) as folder:
         for kind in config.outputs:
             OUTPUTS[kind](result, folder)
         _write_result(folder, result.picture, sha256, content, asked)
+
+
+def _lost(prompts: Sequence[dict[str, Any]], config: PredictConfig) -> list[str]:
+    """A score that counts and no mask is no "not found", and is said."""
+    key = THRESHOLDS[config.prediction.rules[0]]
+    return [
+        f"{entry['prompt']}: no mask is left, though its score reaches {key}: the mask is empty, or it went to surer "
+        "prompts (see exclusive) or to the steps of volume.*"
+        for entry in prompts
+        if not entry["found"] and entry["score"] >= np.float32(getattr(config.prediction, key))
+    ]
 
 
 def _segment_scan(
@@ -201,6 +215,7 @@ def _segment_scan(
     slices, height, width = masks.shape[1:]
     left = [f"outputs: {kind} is for pictures" for kind in config.outputs if kind not in KINDS]
     notes = [*scan.notes, f"slices along {scan.axis}", f"window from {scan.window_from}", *left, *remarks]
+    notes += _lost(said["prompts"], config)
     content = {"width": width, "height": height, "slices": slices, "notes": notes, **said}
     with new_folder(picture.folder) as folder:
         weights = asked["weights_sha256"]

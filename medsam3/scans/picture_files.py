@@ -31,6 +31,7 @@ class Shown:
     pixels: NDArray[np.uint8]  # [H, W, 3]
     exif_orientation: int  # 1: none
     notes: tuple[str, ...]
+    lies: str = "as shown"  # or as stored
 
 
 def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
@@ -43,6 +44,7 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
         with Image.open(path) as file:
             pages, kind, mode = getattr(file, "n_frames", 1), file.format, file.mode
             alpha = file.has_transparency_data
+            wide_colours = mode not in WIDE_MODES and ";16" in str(file.tile)
             orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
     except UNREADABLE as error:
         raise unreadable(path, error) from error
@@ -54,12 +56,16 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
     if mode in WIDE_MODES:
         shown_by = f"window {window}" if window else f"percentiles {config.scan.percentiles}"
         notes.append(f"{mode}: shown by {shown_by}")
+    if wide_colours:
+        notes.append(f"16 bits per colour: shown by the upper 8 whatever scan.window; brightest {pixels.max()} of 255")
+    lies = f"as {config.orientation}"
     if orientation in TURNS:
         if kind == "TIFF":
+            lies = "as shown"
             notes.append("the reader of TIFF files turns them as shown")
         elif config.orientation == "shown":
             pixels = np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
-    return Shown(pixels, orientation, tuple(notes))
+    return Shown(pixels, orientation, tuple(notes), lies)
 
 
 def _range(values: list[float] | None) -> Range | None:

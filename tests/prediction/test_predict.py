@@ -149,13 +149,19 @@ def test_instances_apart_are_numbered_by_their_scores(pictures):
 def test_not_found_is_an_answer(pictures):
     run = predict(predict_config(pictures, prediction__union_threshold=1.0, outputs=["index", "coco"]))
     assert [entry["prompts"][0]["found"] for entry in run.pictures] == [False, False] and not run.failures
+    assert not run.pictures[0]["notes"]
     assert not pixels(pictures / "out/a.png/index.png").any() and read(pictures / "out/coco.json")["annotations"] == []
 
 
 def test_200_prompts_on_one_picture(pictures):
     prompts = [f"thing {i}" for i in range(200)]
     run = predict(predict_config(pictures, input=str(pictures / "in/a.png"), prompts=prompts, **RULE))
-    assert [entry["prompt"] for entry in run.pictures[0]["prompts"]] == prompts
+    asked = run.pictures[0]["prompts"]
+    assert [entry["prompt"] for entry in asked] == prompts
+    lost = [
+        entry["prompt"] for entry in asked if entry["score"] > 0.05 and not entry["found"]
+    ]  # to surer ones: it is said
+    assert lost and [note.partition(": no mask is left")[0] for note in run.pictures[0]["notes"]] == lost
     assert len(read(pictures / "out/a.png/legend.json")) == 201
 
 

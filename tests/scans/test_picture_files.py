@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from medsam3.scans.picture_files import read_picture
@@ -54,6 +55,25 @@ def test_a_turned_tiff_is_seen_as_viewers_show_it(tmp_path, config):
     Image.fromarray(COLOUR).save(tmp_path / "a.tif", exif=exif)
     shown = read_picture(tmp_path / "a.tif", config)
     assert np.array_equal(shown.pixels, np.rot90(COLOUR, -1)) and "turns them" in shown.notes[0]
+    config.orientation = "stored"
+    assert np.array_equal(read_picture(tmp_path / "a.tif", config).pixels, shown.pixels)
+    assert read_picture(tmp_path / "a.tif", config).lies == "as shown"  # whatever was asked for: it says how it is
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_the_lowest_value_is_white_it_is_shown_white(dtype, tmp_path, config):
+    config.scan.percentiles = [0.0, 100.0]
+    values = np.array([[0, 51, 255]], dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+    assert read_picture(tmp_path / "a.tif", config).pixels[0, :, 0].tolist() == [255, 204, 0]
+
+
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_colours_of_16_bits_are_noted(compression, tmp_path, config):
+    values = np.full((3, 4, 3), 4095, np.uint16)  # 12 bits in use: nearly black
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", compression=compression)
+    (note,) = read_picture(tmp_path / "a.tif", config).notes
+    assert note.startswith("16 bits per colour") and note.endswith("brightest 15 of 255")
 
 
 def test_what_is_no_single_picture_is_refused(tmp_path, config):
