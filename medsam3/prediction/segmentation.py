@@ -132,8 +132,13 @@ def _read(picture: Picture, config: PredictConfig, asked: dict[str, Any]) -> _Re
     before = _before(picture, code, asked)
     if before:
         return _Read(code, before, None)
-    read = read_scan(picture.path, config.scan) if picture.is_volume else read_picture(picture.path, config)
-    return _Read(code, None, read)
+    try:
+        shown = read_scan(picture.path, config.scan) if picture.is_volume else read_picture(picture.path, config)
+    except FAILURES:
+        raise
+    except Exception as error:  # damage leads libraries anywhere, and one file stops no other
+        raise ValueError(f"{picture.path}: cannot be read ({type(error).__name__}: {error})") from error
+    return _Read(code, None, shown)
 
 
 def _before(picture: Picture, code: str, asked: dict[str, Any]) -> dict[str, Any] | None:

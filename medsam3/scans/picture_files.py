@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from medsam3.config import DemoConfig, PredictConfig
-from medsam3.layouts.pixels import UNREADABLE, WIDE_MODES, Range, read_image, unreadable
+from medsam3.layouts.pixels import WIDE_MODES, Range, read_image, unreadable
 
 TURNS = {  # EXIF orientation -> what a viewer does
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,7 +46,7 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
             alpha = file.has_transparency_data
             wide_colours = mode not in WIDE_MODES and ";16" in str(file.tile)
             orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except UNREADABLE as error:
+    except Exception as error:  # what the damage leads to
         raise unreadable(path, error) from error
     if pages > 1 and kind != SEVERAL_VIEWS:
         raise ValueError(f"{path}: holds {pages} pages; a picture has one, so save each as a file")

@@ -103,11 +103,18 @@ def read_scan(path: Path, config: ScanConfig) -> Scan:
                 f"{path}: holds {tiff_pages(path)} pages that are no stack of equal grey ones (a pyramid, previews, "
                 "colour?); save each as a file"
             )
-        if volume.affine is not None and not abs(np.linalg.det(volume.affine)) > 0:
+        if volume.affine is not None and not _places(volume.affine):
             raise ValueError(f"{path}: its affine cannot be inverted: {volume.affine.tolist()}")
     axis = _axis(volume, config, series, path)
     window, window_from = _window(volume, config, header, why, series)
     return Scan(path, volume, axis, window, window_from, tuple(notes), series)
+
+
+def _places(affine: NDArray[np.floating]) -> bool:
+    """Whether each voxel has a place of its own, and each axis of the file one of the patient's."""
+    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine)) > 0):
+        return False
+    return bool(np.isfinite(io_orientation(affine)).all())
 
 
 def _axis(volume: Volume, config: ScanConfig, series: DicomSeries | None, path: Path) -> str | int:

@@ -184,6 +184,14 @@ def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, m
     assert "2 masks of 30 x 40 are too many" in run.failures[0]["error"] and len(run.pictures) == 1
 
 
+def test_an_error_that_a_library_never_announced_stops_no_other_picture(pictures, monkeypatch):
+    read = segmentation.read_picture
+    broken = lambda path, config: {}[1] if path.name == "a.png" else read(path, config)  # noqa: E731
+    monkeypatch.setattr(segmentation, "read_picture", broken)
+    run = predict(predict_config(pictures))
+    assert [f["error"] for f in run.failures] == ["cannot be read (KeyError: 1)"] and len(run.pictures) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -203,6 +203,13 @@ def _flat(path):
     nibabel.save(image, path)
 
 
+def _sheared(path):
+    """Inverted without an error, but the file's axes lie along none of the patient's."""
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), None)
+    image.header.set_sform(np.array([[1, 0, 0, 0], [0, 2, 0, 0], [0, -3.7e19, 3, 0], [0, 0, 0, 1]]), code="aligned")
+    nibabel.save(image, path)
+
+
 def _cut_short(path):
     save_source(path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -220,6 +227,7 @@ def _cut_pages(path):
         ("a.nii.gz", _four_axes, r"a.nii.gz: has 4 axes \(3, 4, 5, 6\), expected 3"),
         ("a.nii", _colour, "its voxels are .*, expected one real number each"),
         ("a.nii", _flat, "its affine cannot be inverted"),
+        ("a.nii", _sheared, "its affine cannot be inverted"),
         ("a.nii", _cut_short, "a.nii: cannot be read"),
         ("a.nii.gz", _cut_short, "a.nii.gz: cannot be read"),
         ("a.mha", _cut_short, "a.mha: cannot be read"),
