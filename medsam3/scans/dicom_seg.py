@@ -6,6 +6,8 @@ D frames of H x W px.
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +25,7 @@ KINDS = ("BINARY", "LABELMAP")
 SCHEME = "99MEDSAM3"  # of our own codes, for what has no SNOMED code in the vocabulary
 # Attributes that every source image must have, if empty (type 2 of the patient, study and plane modules).
 PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+NAMING = (*PATIENT, "AccessionNumber", "StudyID", "ReferringPhysicianName")
 MAY_BE_EMPTY = (*PATIENT, "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "SliceThickness")
 LABEL_LETTERS = 64  # of DICOM's short texts (LO)
 SERIES_NUMBER_OFFSET = 1000
@@ -58,19 +61,23 @@ def write_dicom_seg(
             " and a SEG refers to images by their place: write .tif"
         )
     try:
-        with new_file(path) as temporary:
+        with new_file(path) as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # highdicom's quote names that it finds unusual
             _segmentation(series, stacked, list(masks), vocabulary, weights, kind).save_as(temporary)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # highdicom's, for what an image lacks
+    except Exception as error:  # highdicom's and pydicom's, for what an image lacks
         reason = _without_patient(f"{type(error).__name__}: {error}", series)
         raise ValueError(f"{path}: cannot be written ({reason})") from None
 
 
 def _without_patient(message: str, series: DicomSeries) -> str:
     """What highdicom quotes of a value that it does not like."""
-    for keyword in PATIENT:
-        value = str(series.header.get(keyword) or "")
-        message = message.replace(value, f"the value of {keyword}") if value else message
-    return message
+    for keyword in NAMING:
+        try:
+            value = str(series.header.get(keyword) or "")
+        except Exception:  # what is damaged here is what the message is about
+            continue
+        message = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", f"the value of {keyword}", message) if value else message
+    return re.sub(r"\b\d+(\.\d+){5,}\b", "(a UID)", message)
 
 
 def _segmentation(

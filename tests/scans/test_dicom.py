@@ -276,11 +276,22 @@ def test_hounsfield_windows_are_for_hounsfield_units(tmp_path):
 def test_messages_about_a_seg_do_not_quote_the_patient(tmp_path):
     images = series()
     for image, _ in images:
-        image.PatientBirthDate = "1. 4. 1950"
+        image.PatientBirthDate, image.PatientID = "1. 4. 1950", "a"
     scan = read_scan(save_series(tmp_path / "in", images), CONFIG)
     with pytest.raises(ValueError, match=r"cannot be written .*the value of PatientBirthDate") as refused:
         write_dicom_seg(tmp_path / "seg.dcm", scan.series, marked(scan), VOCABULARY, "weights")
     assert "1950" not in str(refused.value) and refused.value.__suppress_context__
+    assert "PatientIDlue" not in str(refused.value)  # whole words alone
+
+
+def test_an_error_that_highdicom_never_announced_is_one_of_the_file(tmp_path, monkeypatch):
+    def unknown(*_: object) -> None:
+        raise NotImplementedError(f"Unknown Value Representation '0x43 0x19' near {PATIENT} in {SERIES}")
+
+    scan = read_scan(save_series(tmp_path / "in", series()), CONFIG)
+    monkeypatch.setattr("medsam3.scans.dicom_seg._segmentation", unknown)
+    with pytest.raises(ValueError, match=r"NotImplementedError.* near the value of PatientName in \(a UID\)"):
+        write_dicom_seg(tmp_path / "seg.dcm", scan.series, marked(scan), VOCABULARY, "weights")
 
 
 def _enhanced(folder: Path) -> Path:
@@ -357,9 +368,11 @@ def test_labelmap_holds_one_concept_per_voxel(tmp_path):
 def test_segments_carry_codes(tmp_path):
     scan = read_scan(save_series(tmp_path / "in", series()), CONFIG)
     nothing = np.zeros(scan.volume.voxels.shape, bool)
-    scan.series.header.SpecificCharacterSet, scan.series.header.PatientName = "ISO_IR 100", "Doe^Jörg"
+    scan.series.header.SpecificCharacterSet, scan.series.header.PatientName = "ISO_IR 100", "Doe Jörg"
     prompts = ["liver", "colon polyp", "breast lesion", "stone in a duct " * 6, "肝臓\\é"]
-    write_dicom_seg(tmp_path / "seg.dcm", scan.series, dict.fromkeys(prompts, nothing), VOCABULARY, "weights")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # highdicom's of a name without ^ would print it
+        write_dicom_seg(tmp_path / "seg.dcm", scan.series, dict.fromkeys(prompts, nothing), VOCABULARY, "weights")
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     segments = seg.SegmentSequence
     codes = [
@@ -374,7 +387,7 @@ def test_segments_carry_codes(tmp_path):
     assert codes[2][0] == ("49755003", "SCT") and codes[2][1][1] == "99MEDSAM3"  # no SNOMED code in the vocabulary
     assert codes[3][0] == ("PROMPT", "99MEDSAM3") and codes[3][1][1] == "99MEDSAM3"
     assert segments[3].SegmentDescription == prompts[3].strip() and len(segments[3].SegmentLabel) <= 64
-    assert segments[4].SegmentLabel == "肝臓/é" and str(seg.PatientName) == "Doe^Jörg"  # in one character set
+    assert segments[4].SegmentLabel == "肝臓/é" and str(seg.PatientName) == "Doe Jörg"  # in one character set
 
 
 def test_without_the_extra_the_message_says_what_to_install(tmp_path, monkeypatch):
