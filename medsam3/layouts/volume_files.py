@@ -68,6 +68,12 @@ def tiff_pages(path: Path) -> int:
         return 0
 
 
+def tiff_axes(path: Path) -> str:
+    """A letter per axis as the file names them, C for channels; Q where it does not."""
+    with tifffile.TiffFile(path) as file:
+        return file.series[0].axes
+
+
 def load_tiff(path: Path) -> Volume:
     """The pages of the file. Of a file that was cut short tifffile gives the pages that are left, and logs an error."""
     errors: list[logging.LogRecord] = []

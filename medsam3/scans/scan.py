@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from medsam3.config import ScanConfig
 from medsam3.layouts.pixels import Range, grey_to_rgb, to_8_bit
 from medsam3.layouts.volume_cache import AXES, cut
-from medsam3.layouts.volume_files import LOADERS, TIFF, Volume, Voxels, load_volume, tiff_pages
+from medsam3.layouts.volume_files import LOADERS, TIFF, Volume, Voxels, load_volume, tiff_axes, tiff_pages
 from medsam3.messages import one_of
 from medsam3.scans.dicom import open_series
 from medsam3.scans.dicom_pixels import header_window, is_inverted, is_measured, read_voxels
@@ -96,18 +98,31 @@ def read_scan(path: Path, config: ScanConfig) -> Scan:
         header, why = header_window(series)
         notes = [*series.notes]
     else:
-        series, header, why, notes = None, None, "no window in the header", []
+        series, header, why = None, None, "no window in the header"
         volume = load_volume(path)
+        notes = _unplaced(path)
         if path.name.lower().endswith(TIFF) and len(volume.voxels) != tiff_pages(path):
             raise ValueError(
                 f"{path}: holds {tiff_pages(path)} pages that are no stack of equal grey ones (a pyramid, previews, "
                 "colour?); save each as a file"
             )
+        if path.name.lower().endswith(TIFF) and "C" in tiff_axes(path):
+            raise ValueError(f"{path}: its pages are channels (axes {tiff_axes(path)}), no slices; save each as a file")
         if volume.affine is not None and not _places(volume.affine):
             raise ValueError(f"{path}: its affine cannot be inverted: {volume.affine.tolist()}")
     axis = _axis(volume, config, series, path)
     window, window_from = _window(volume, config, header, why, series)
     return Scan(path, volume, axis, window, window_from, tuple(notes), series)
+
+
+def _unplaced(path: Path) -> list[str]:
+    """A note where a NIfTI file leaves to its reader how the patient lies."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return []
+    header: Any = nibabel.load(path).header
+    if header["qform_code"] or header["sform_code"]:
+        return []
+    return ["the header does not say how the patient lies (qform and sform 0): taken as x to the left, y to the front"]
 
 
 def _places(affine: NDArray[np.floating]) -> bool:

@@ -128,6 +128,18 @@ def test_the_header_of_a_nifti_is_kept_without_its_texts(tmp_path):
     assert (np.asarray(written.dataobj) == (values() > 0)).all()
 
 
+def test_a_nifti_that_does_not_say_how_the_patient_lies_is_noted(tmp_path):
+    image = nibabel.Nifti1Image(values(), None)
+    image.header["pixdim"][1:4] = SPACING
+    nibabel.save(image, tmp_path / "in.nii")
+    scan = read_scan(tmp_path / "in.nii", CONFIG)
+    assert scan.notes == (
+        "the header does not say how the patient lies (qform and sform 0): taken as x to the left, y to the front",
+    )
+    np.testing.assert_allclose(np.diag(scan.volume.affine), (-0.7, 0.9, 2.5, 1), atol=1e-6)
+    assert read_scan(save_source(tmp_path / "said.nii"), CONFIG).notes == ()
+
+
 def test_nifti_2_has_fewer_texts(tmp_path):
     image = nibabel.Nifti2Image(values(), oblique())
     image.header["descrip"] = b"Doe^Jane"
@@ -210,6 +222,10 @@ def _sheared(path):
     nibabel.save(image, path)
 
 
+def _channels(path):
+    tifffile.imwrite(path, np.zeros((3, 8, 9), np.uint16), photometric="minisblack", metadata={"axes": "CYX"})
+
+
 def _cut_short(path):
     save_source(path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -228,6 +244,7 @@ def _cut_pages(path):
         ("a.nii", _colour, "its voxels are .*, expected one real number each"),
         ("a.nii", _flat, "its affine cannot be inverted"),
         ("a.nii", _sheared, "its affine cannot be inverted"),
+        ("a.ome.tif", _channels, r"its pages are channels \(axes CYX\), no slices"),
         ("a.nii", _cut_short, "a.nii: cannot be read"),
         ("a.nii.gz", _cut_short, "a.nii.gz: cannot be read"),
         ("a.mha", _cut_short, "a.mha: cannot be read"),
