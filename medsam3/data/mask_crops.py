@@ -32,7 +32,9 @@ class MaskCrops:
         windows, rows_of_bytes = [], []
         for row, column, piece in pieces:
             left, before = divmod(column, 8)
-            rows = np.packbits(np.pad(piece, ((0, 0), (before, 0))) if before else piece, axis=1)
+            aligned = np.zeros((piece.shape[0], before + piece.shape[1]), bool)
+            aligned[:, before:] = piece
+            rows = np.packbits(aligned, axis=1)
             windows.append((row, left, *rows.shape))
             rows_of_bytes.append(rows.reshape(-1))
         bits = np.concatenate([*rows_of_bytes, np.empty(0, np.uint8)])

@@ -16,7 +16,7 @@ from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.manifest import split_file
 from medsam3.data.prompts import PromptDraw
-from medsam3.data.sampler import ImageSampler
+from medsam3.data.sampler import EndlessSampler, ImageSampler
 from medsam3.data.transforms import image_to_tensor
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.scenes import shipped_scenes
@@ -436,15 +436,23 @@ def test_a_batch_packs_queries_over_images(corpus):
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_data_loading_processes_give_the_samples_of_the_parent(start_method, corpus):
+def test_data_loading_processes_give_the_samples_of_the_parent_and_go_on_with_the_next_epoch(start_method, corpus):
     dataset = queries(corpus, absent_concepts=1)
     sampler = ImageSampler(dataset, "size", 2, seed=0, rank=0, world_size=1)
+    sampler.set_position(2, 6)  # as a run that is resumed
     loader = DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=list, num_workers=1, multiprocessing_context=start_method
+        dataset,
+        batch_sampler=EndlessSampler(sampler),
+        collate_fn=list,
+        num_workers=1,
+        multiprocessing_context=start_method,
     )
-    for samples, indices in zip(loader, sampler, strict=True):
-        for sample, index in zip(samples, indices, strict=True):
-            expected = dataset[index]
+    batches = [*sampler.of_epoch(2, first_image=6), *sampler.of_epoch(3)]
+    assert len(batches) == 2 + 5
+    for places, samples in zip(batches, loader, strict=False):
+        for (index, before, epoch), sample in zip(places, samples, strict=True):
+            dataset.set_epoch(epoch)
+            expected = dataset[index, before]
             assert torch.equal(sample.image, expected.image)
             assert [q.sample_id for q in sample.queries] == [q.sample_id for q in expected.queries]
 

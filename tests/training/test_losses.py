@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.multiprocessing
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import medsam3.training.losses
 from medsam3.config import (
@@ -26,6 +25,7 @@ from medsam3.data.mask_crops import MaskCrops
 from medsam3.model.detector import BranchOutput, DetectorOutput
 from medsam3.training.losses import LossResult, SetPredictionLoss
 from medsam3.training.step import finite_queries
+from tests.training.waits import Waits
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = (
@@ -237,41 +237,17 @@ def test_a_batch_without_targets_has_finite_gradients_at_every_input(variant: st
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 2], [0, 0]])
-def test_the_loss_waits_for_the_device_once(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_waits_for_the_device_once(counts: list[int]) -> None:
     _, output, targets = random_batch(counts, layers=4)
-    copies = []
-    original = Tensor.cpu
-    monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
-    with NoWaiting() as watch:
+    with Waits() as waits:
         SetPredictionLoss(loss_config("sam3"))(output, targets).total.backward()
-    assert watch.operators > 100
-    assert len(copies) == 1
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails at operators whose result's value or shape the host would have to wait for."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal", "is_nonzero")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators = 0
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITING, name
-        assert not (name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])), "index by bool"
-        self.operators += 1
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.largest = max(self.largest, result.numel())
-        return result
+    assert waits.operators > 100
+    assert waits.found == ["cpu"]
 
 
 def test_only_matched_masks_are_brought_to_the_size_of_the_targets() -> None:
     _, output, targets = random_batch([1, 2], predictions=50)
-    with NoWaiting() as watch:
+    with Waits() as watch:
         SetPredictionLoss(loss_config("sam3"))(output, targets)
     assert watch.largest < 50 * 12 * 12  # less than one query's predictions would take
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import islice
 
 import pytest
 import torch
 
+from medsam3.data.batch import one_ahead
+from medsam3.data.corpus import open_corpus
 from medsam3.training import step as step_module
 from medsam3.training import trainer
 from medsam3.training.losses import SetPredictionLoss
+from medsam3.training.run import set_up
+from tests.training.waits import Waits
 
 
 def lines(folder) -> list[dict]:
@@ -84,3 +89,26 @@ def test_weights_that_are_not_finite_are_never_saved(configure, monkeypatch, tmp
     with pytest.raises(ValueError, match=r"after step 2 the weights are not finite, so .*/last is left as it was"):
         trainer.train(configure("trainer.save_every_steps=1", "trainer.max_steps=5"))
     assert state(tmp_path / "run")["progress"]["step"] == 1
+
+
+def test_the_host_waits_twice_in_a_step(configure):
+    """For the costs of the matching and for the decision to take the step; what backward computes anew counts too.
+
+    Not in it: the average of weights, which asks for its count of updates, a number that lies on the host.
+    """
+    config = configure(
+        "experiment=recommended",
+        "trainer.average_decay=null",
+        "data.absent_concepts=1",
+        "data.max_queries=3",
+        "model.activation_checkpointing=all",
+    )
+    run = set_up(config, open_corpus(config.data, config.datasets), torch.device("cpu"))
+    for group in run.optimizer.param_groups:
+        group["fused"] = True  # as on a GPU
+    (batch, *_) = one_ahead(islice(run.loader, 1), run.device)
+    with Waits() as waits:
+        step_module.optimizer_step(run, [batch], run.meter)
+    run.log.close()
+    assert run.progress.step == 1 and run.progress.skipped == 0
+    assert waits.found == ["cpu", "tolist"]
