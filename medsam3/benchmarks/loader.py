@@ -23,7 +23,7 @@ from medsam3.data.batch import Query, Sample
 from medsam3.data.corpus import Corpus
 from medsam3.data.dataset import QueryDataset
 from medsam3.data.prompts import PromptDraw
-from medsam3.data.transforms import Frame, image_to_tensor, to_query
+from medsam3.data.transforms import Frame, square, to_query
 from medsam3.layouts.instances import Instances
 
 Steps = Mapping[str, Callable[[], object]]
@@ -75,14 +75,14 @@ def loader_times(corpus: Corpus, image_size: int, repeats: int) -> LoaderTimes:
         item = reader.item(dataset.images[place].item)
         image, masks = reader.image(item), reader.masks(item)
         steps: Steps = {
-            "baseline": partial(image_to_tensor, image, image_size)
+            "baseline": partial(square, image, image_size)
             if slices
             else partial(decode_and_resize, reader.root / item.image, image_size),
             "sample": partial(dataset.__getitem__, place),
             "augmented": partial(_each_time_another, varied, place, count()),
             "read the image": partial(reader.image, item),
             "read the masks": partial(reader.masks, item),
-            "resize the image": partial(image_to_tensor, image, image_size),
+            "resize the image": partial(square, image, image_size),
             "resize the masks": partial(_queries, masks, image_size),
         }
         collected.append(interleaved(steps, repeats, time.process_time))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,15 @@ class Batch:
     text_index: Tensor  # [Q] int64, the phrase of each query
     targets: Targets
 
+    def __getstate__(self) -> dict[str, Any]:
+        """By value, through the pipe of a data loading process: tensors would take a file descriptor each, and room in
+        /dev/shm, of which a container has 64 MB."""
+        return vars(with_tensors(self, Tensor.numpy))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        vars(self).update(vars(with_tensors(self, torch.from_numpy, np.ndarray)))
+
     def pin_memory(self) -> Batch:
         """In memory that the device reads while the host goes on; the data loader looks for this method."""
         return with_tensors(self, Tensor.pin_memory)
@@ -90,14 +100,14 @@ def normalised(pixels: Tensor) -> Tensor:
     return pixels.float().mul_(2 / 255).sub_(1)
 
 
-def with_tensors(data: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a dataclass, every tensor in it and in the dataclasses that it holds changed."""
+def with_tensors(data: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """A copy of a dataclass, every tensor (or what else it holds of a kind) in it and in its dataclasses changed."""
     values = {field.name: getattr(data, field.name) for field in fields(data)}
     for name, value in values.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, kind):
             values[name] = change(value)
         elif is_dataclass(value):
-            values[name] = with_tensors(value, change)
+            values[name] = with_tensors(value, change, kind)
     return replace(data, **values)
 
 

@@ -20,7 +20,7 @@ from medsam3.layouts.instances import Mask
 
 @dataclass
 class MaskCrops:
-    """N masks of `size` (h, w). Few tensors: each costs a file descriptor between processes."""
+    """N masks of `size` (h, w)."""
 
     size: tuple[int, int]
     windows: Tensor  # [N, 4] int32: first row, first byte of a row (8 px), rows, bytes per row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,17 @@ def test_everything_goes_to_the_device_from_pinned_memory():
         assert transfers.sent == 9
         packed([[(np.array([3]), np.array([0]))]], [1], device)
         assert transfers.sent == 10
+
+
+def test_a_batch_leaves_its_process_by_value():
+    """Not through /dev/shm, which is small in a container."""
+    batch = batch_of(7)
+    sent = bytes(ForkingPickler.dumps(batch))
+    assert sent.count(bytes([7]) * 3 * 8 * 8) == 1
+    received = ForkingPickler.loads(sent)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch.inputs, received.inputs, strict=True))
+    assert torch.equal(batch.targets.masks.paint(), received.targets.masks.paint())
+    assert received.targets.sample_ids == ["a/b/c"] and torch.equal(batch.targets.boxes, received.targets.boxes)
 
 
 def test_one_batch_is_ahead_and_none_is_lost():
