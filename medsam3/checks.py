@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from medsam3.bounds import check_numbers
-from medsam3.config import DemoConfig, EvaluateConfig, GetDataConfig, LearningRates, ReportConfig, TrainConfig
+from medsam3.config import EvaluateConfig, GetDataConfig, LearningRates, ReportConfig, TrainConfig
 from medsam3.messages import did_you_mean, one_of
 
 T = TypeVar("T")
@@ -120,8 +120,6 @@ def _check_tiles(config: Any, tile: int, rules: list[str]) -> None:
         raise ValueError(
             f"prediction.tile={tile} with prediction.rules={rules}: top1 is one mask per image; take union or semantic"
         )
-    if isinstance(config, DemoConfig):
-        raise ValueError(f"prediction.tile={tile}: the page does not cut pictures; set null")
 
 
 def _check_evaluation(config: EvaluateConfig) -> None:

@@ -386,6 +386,9 @@ class DemoConfig(RunConfig):
     pictures_per_pass: int = MISSING  # slices of a volume that the vision encoder sees together
     orientation: str = MISSING  # see PredictConfig
     scan: ScanConfig = field(default_factory=ScanConfig)
+    volume: VolumeConfig = field(
+        default_factory=VolumeConfig
+    )  # tracker: offers its mode; mode: the one chosen at first
     data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
     prediction: PredictionConfig = field(default_factory=PredictionConfig)
 

@@ -37,7 +37,7 @@ def archive(study: Study, threshold: float, place: Path, model: str, weights: st
             "prompt": prompt,
             "found": any(mask.any() for mask in masks[prompt]),
             "score": max(layer.score for layer in layers),
-            "presence": max(layer.presence for layer in layers),
+            **({"presence": max(layer.presence or 0.0 for layer in layers)} if study.tracked_at is None else {}),
             "slice_scores": [round(layer.score, 6) for layer in layers],
         }
         for prompt, layers in study.layers.items()
@@ -56,7 +56,15 @@ def archive(study: Study, threshold: float, place: Path, model: str, weights: st
         result = PictureResult(picture, study.source, predictions, apart=False)
         write_masks(result, folder)
         write_overlay(result, folder)
-    record = {"input": study.name, "threshold": threshold, "model": model, "weights_sha256": weights, "prompts": said}
+    threshold = threshold if study.tracked_at is None else study.tracked_at
+    record = {
+        "input": study.name,
+        "threshold": threshold,
+        "followed": study.tracked_at is not None,
+        "model": model,
+        "weights_sha256": weights,
+        "prompts": said,
+    }
     write_text(folder / "prediction.json", json_text(record))
     named = place / f"masks_{file_name(Path(study.name).stem)}"
     try:

@@ -57,8 +57,9 @@ def _cells(study: Study, prompt: str, layers: list[Layers], index: int, threshol
     pixels = np.count_nonzero(layer.mask(threshold))
     tall, wide = study.pixel_mm or (0.0, 0.0)
     area = f"{pixels * tall * wide / 100:.2f} cm²" if study.pixel_mm else f"{pixels} px"
+    presence = "-" if layer.presence is None else f"{layer.presence:.2f}"
     found = "found" if pixels else "not found"
-    cells = [escape(prompt), found, f"{layer.score:.2f}", f"{layer.presence:.2f}", area]
+    cells = [escape(prompt), found, f"{layer.score:.2f}", presence, area]
     if len(study) > 1:
         best = max(range(len(layers)), key=lambda i: layers[i].score)
         voxels = sum(int(one.mask(threshold).sum()) for one in layers)

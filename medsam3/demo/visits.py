@@ -22,6 +22,8 @@ from medsam3.model.load import LoadedModel, load_sam3
 from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.jobs import prompts_of
 from medsam3.prediction.remarks import remarks
+from medsam3.prediction.volume_predictor import VolumePredictor, open_volume_predictor
+from medsam3.scans.scan import Scan
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Visits:
     loaded: LoadedModel
     predictor: ImagePredictor
     weights: str  # hash
+    volumes: VolumePredictor | None  # with a tracker; None: the page was started without
 
     @classmethod
     def open(cls, config: DemoConfig, folder: Path, cache: Path) -> Visits:
@@ -44,7 +47,11 @@ class Visits:
         all_instances = dataclasses.replace(config.prediction, rules=[RULE], union_threshold=FLOOR)
         detector = TextDetector(loaded.model).to(device)
         predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, all_instances, config.bf16)
-        return cls(config, folder, cache, loaded, predictor, weights_hash(loaded.model))
+        volumes = None
+        if config.volume.mode == "tracker" or config.volume.tracker is not None:
+            follow = dataclasses.replace(config.volume, mode="tracker")
+            volumes = open_volume_predictor(predictor, follow, config.checkpoint)
+        return cls(config, folder, cache, loaded, predictor, weights_hash(loaded.model), volumes)
 
     @property
     def about(self) -> str:
@@ -64,17 +71,28 @@ class Visits:
             shutil.rmtree(folder)
             raise
 
-    def asked(self, study: Study | None, words: str) -> Iterator[str]:
-        """Ask for the words, with commas or lines between them; yields how far it is. ValueError: nothing to do."""
+    def asked(self, study: Study | None, words: str, threshold: float, follow: bool = False) -> Iterator[str]:
+        """Ask for the words, with commas or lines between them; yields how far it is. ValueError: nothing to do.
+
+        Args:
+            threshold: of a tracker, where concepts are to be followed through a volume.
+        """
         if study is None or study.closed:
             raise ValueError("upload a picture or volume first, or take an example")
         prompts = prompts_of([text for text in re.split(r"[,;\n]", words) if text.strip()], "prompts")
-        for done in study.ask(prompts, self.predictor, self.config.pictures_per_pass):
-            yield f"{done} of {len(study)} pictures"
+        if self.volumes is not None and follow and isinstance(study.source, Scan):
+            settings = dataclasses.replace(self.predictor.config, union_threshold=threshold, tile=None)
+            own, size = self.predictor, self.predictor.image_size
+            predictor = ImagePredictor(own.detector, own.tokenizer, size, settings, own.bf16)
+            yield from study.follow(prompts, dataclasses.replace(self.volumes, predictor=predictor))
+        else:
+            yield from study.ask(prompts, self.predictor, self.config.pictures_per_pass)
 
     def notes(self, study: Study) -> list[str]:
         """What the visitor should know of the file, the words and the model."""
-        lines = list(study.source.notes)
+        lines = [*study.source.notes, *study.remarks]
+        if study.series:
+            lines.append(f"the upload holds {len(study.series)} series; choose one above")
         window = getattr(study.source, "window_from", None)
         return [*lines, *([f"window from {window}"] if window else []), *remarks(self.loaded, study.layers)]
 

@@ -35,7 +35,7 @@ def find_cases(entry: Any) -> list[Path]:
 
 def segment_cases(cases: list[Path], folder: Path, volumes: VolumePredictor, run: Run) -> None:
     """Write `<folder>/<name of the case>.npz` for each; `run` tells what became of it."""
-    for path in tqdm(cases, unit="case", leave=False, mininterval=2):
+    for path in tqdm(cases, unit="case", disable=not cases, leave=False, mininterval=2):
         try:
             case = read_case(path)
             labels, said = answer(case, volumes)

@@ -25,6 +25,15 @@ LOCALIZER_IMAGES, LOCALIZER_FRACTION = 3, 0.25
 TELL_APART = ("AcquisitionNumber", "EchoTime", "TemporalPositionIdentifier", "TriggerTime", "ImageType")
 
 
+class SeveralSeries(ValueError):
+    """A folder holds several, and none was named."""
+
+    def __init__(self, path: Path, series: Sequence[DicomSeries]) -> None:
+        choices = "; ".join(map(str, series))
+        super().__init__(f"{path}: holds several series: choose one with scan.series=KEY, of {choices}")
+        self.series = series
+
+
 def open_series(path: Path, key: str | None = None) -> DicomSeries:
     """The frames of a series, without their pixels.
 
@@ -158,7 +167,7 @@ def _choose(groups: list[DicomSeries], key: str | None, path: Path) -> tuple[Dic
         )
     ]
     if rivals:
-        raise ValueError(f"{path}: holds several series: choose one with scan.series=KEY, of {choices}")
+        raise SeveralSeries(path, groups)
     return largest, [group for group in groups if group is not largest]
 
 

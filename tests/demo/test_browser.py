@@ -22,7 +22,7 @@ from medsam3.demo import page
 from medsam3.prediction.image import ImagePredictor
 from tests.conftest import save_picture
 from tests.demo.demo_config import demo_config
-from tests.demo.test_study import pixels_of
+from tests.demo.test_study import pixels_of, save_two_series
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'medsam3[page]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -44,7 +44,9 @@ def server(tmp_path_factory):
     connect, ask = socket.socket.connect, ImagePredictor.ask
     patch.setattr(socket.socket, "connect", lambda self, to: (called.append(to), connect(self, to))[1])
     patch.setattr(ImagePredictor, "ask", lambda *a, **k: (asked.append(a), ask(*a, **k))[1])
-    blocks, options = page.build(demo_config(port=port, upload_mb=1), folder)
+    config = demo_config(port=port, upload_mb=1)
+    config.volume.tracker, config.prediction.tile, config.prediction.tile_overlap = "tiny", 50, 20
+    blocks, options = page.build(config, folder)
     blocks.launch(**options, prevent_thread_lock=True)
     yield SimpleNamespace(url=f"http://{page.HOST}:{port}", folder=folder, called=called, asked=asked)
     blocks.close(verbose=False)
@@ -127,7 +129,8 @@ def test_a_picture_is_uploaded_asked_shown_and_downloaded(tab, server, tmp_path)
     assert tab.locator("#scores tbody").inner_text().count("not found") == 2
     slide(tab, "Threshold of the score", 0.05)
     until(lambda: np.array_equal(shown(tab), covered))
-    assert len(server.asked) == before + 1, "sliders do not ask the model"
+    assert len(server.asked) == before + 2, "one question per tile; sliders do not ask the model"
+    assert "asked in 2 tiles of 50 px" in tab.locator("#status").inner_text()
     tab.get_by_role("button", name="Make files").click()
     with tab.expect_download() as waiting:
         tab.locator("#masks a[download]").first.click()
@@ -166,6 +169,18 @@ def test_the_slice_of_a_volume_is_moved_without_the_model_and_files_go_with_the_
         assert (answer.status_code == 200) == path.name.startswith("masks"), path
     tab.goto("about:blank")
     until(lambda: not kept(server))
+
+
+def test_another_dicom_series_of_an_upload_is_chosen_and_followed(tab, tmp_path):
+    names = save_two_series(tmp_path)
+    tab.locator("#upload input[type=file]").set_input_files([tmp_path / name for name in names])
+    tab.get_by_text("slice 4 of 6").wait_for()
+    tab.locator("#series input").click()
+    tab.get_by_role("option", name="4 of").click()
+    tab.get_by_text("slice 3 of 4").wait_for()
+    tab.get_by_label("followed from slice to slice").click()
+    segment(tab, "polyp")
+    assert "followed at a threshold of 0.05" in tab.locator("#status").inner_text()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from medsam3.prediction.image import ImagePredictor
 from medsam3.scans.picture_files import Shown
 from tests.conftest import save_picture
 from tests.demo.demo_config import demo_config
+from tests.dicom_files import SLICES, generate_uid, save_series, series
 
 PICTURE = np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
 
@@ -38,7 +39,7 @@ def visits(model, tmp_path) -> Visits:
 
 
 def asked(visits: Visits, study: Study, words: str) -> list[str]:
-    return list(visits.asked(study, words))
+    return list(visits.asked(study, words, FLOOR))
 
 
 def test_every_threshold_gives_the_masks_that_the_predictor_gives_for_it(visits):
@@ -56,6 +57,72 @@ def test_every_threshold_gives_the_masks_that_the_predictor_gives_for_it(visits)
             assert (layers.score, layers.presence) == pytest.approx((said.answer.score, said.presence))
             calls += said.answer.mask.any()
     assert calls >= 5
+
+
+def test_a_large_picture_is_asked_in_tiles_as_the_predictor_asks_it(visits):
+    tiled = dataclasses.replace(visits.predictor.config, tile=20, tile_overlap=6)
+    own = visits.predictor
+
+    def predictor(config):
+        return ImagePredictor(own.detector, own.tokenizer, own.image_size, config, bf16=False)
+
+    cut = dataclasses.replace(visits, predictor=predictor(tiled))
+    study = Study("a", None, Shown(PICTURE, 1, ()))
+    assert asked(cut, study, "polyp, liver") == [f"{number} of 6 tiles" for number in range(1, 7)]
+    assert "asked in 6 tiles of 20 px" in cut.notes(study)
+    middle = float(np.median(study.layers["polyp"][0].scores))
+    config = dataclasses.replace(tiled, union_threshold=middle)
+    for said in predictor(config).predict(PICTURE, ["polyp", "liver"]):
+        layers = study.layers[said.concept][0]
+        assert np.array_equal(layers.mask(middle), said.answer.mask)
+        assert (layers.score, layers.presence) == pytest.approx((said.answer.score, said.presence))
+    assert (
+        np.count_nonzero(study.layers["polyp"][0].mask(FLOOR))
+        > np.count_nonzero(study.layers["polyp"][0].mask(middle))
+        > 0
+    )
+
+
+def test_a_volume_is_followed_at_the_threshold_asked(visits, tmp_path):
+    voxels = np.random.RandomState(0).randint(0, 256, (20, 24, 3)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), visits.cache / "v.nii.gz")
+    volume = dataclasses.replace(visits.config.volume, tracker="tiny")
+    follows = Visits.open(dataclasses.replace(visits.config, volume=volume), visits.folder, visits.cache)
+    study = follows.opened([str(visits.cache / "v.nii.gz")])
+    list(follows.asked(study, "polyp, liver", 0.07, follow=True))
+    predictor = follows.predictor
+    predictor = ImagePredictor(
+        predictor.detector, predictor.tokenizer, predictor.image_size,
+        dataclasses.replace(predictor.config, union_threshold=0.07), bf16=False,
+    )  # fmt: skip
+    expected = dataclasses.replace(follows.volumes, predictor=predictor).predict(study.source, ["polyp", "liver"])
+    for layers, masks in zip(study.layers.values(), expected.prediction.masks, strict=True):
+        for own, mask in zip(layers, masks, strict=True):
+            assert np.array_equal(own.mask(0.9), mask)
+    assert any("followed at a threshold of 0.07" in line for line in follows.notes(study))
+    with zipfile.ZipFile(follows.archive(study, 0.9)) as files:
+        record = json.loads(files.read("prediction.json"))
+    assert (record["threshold"], record["followed"]) == (0.07, True) and "presence" not in record["prompts"][0]
+    assert "<td>-</td>" in drawing.table(study, 0, 0.9)
+
+
+def save_two_series(folder) -> list[str]:
+    """One of all slices of the phantom, one of four."""
+    uid, others = generate_uid(), series()[:4]
+    for image, _ in others:
+        image.SeriesInstanceUID, image.SOPInstanceUID = uid, generate_uid()
+    return [path.name for path in sorted(save_series(folder, [*series(), *others]).glob("*.dcm"))]
+
+
+def test_of_several_series_the_largest_is_shown_and_another_one_can_be_chosen(visits):
+    names = save_two_series(visits.cache)
+    study = visits.opened([str(visits.cache / name) for name in names])
+    assert len(study) == SLICES and len(study.series) == 2
+    assert "the upload holds 2 series" in " ".join(visits.notes(study))
+    asked(visits, study, "polyp")
+    (other,) = set(study.series) - {study.source.series.key}
+    study.choose(other, visits.config)
+    assert (len(study), study.source.series.key, study.layers) == (4, other, {})
 
 
 def test_layers_worked_out_by_hand():
@@ -117,7 +184,7 @@ def test_words_and_names_of_visitors_are_text_not_markup(visits):
     [
         ([], "no file: must end in one of"),
         (["a.exe"], r"a.exe: must end in one of .png"),
-        (["a.png", "b.png"], "2 files: several at once only as the slices of one DICOM series"),
+        (["a.png", "b.png"], "2 files: several at once only as slices of DICOM"),
         (["bad.png"], "bad.png: cannot be read"),
         (["bad.nii.gz"], "bad.nii.gz: cannot be read"),
         (["bad.dcm"], "bad.dcm"),
