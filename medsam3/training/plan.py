@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
-from transformers import Sam3Config, Sam3Model
+from transformers import Sam3Config, Sam3Model, pytorch_utils
 
 from medsam3.config import TrainConfig
 from medsam3.data.batch import Batch, Targets
@@ -161,7 +164,7 @@ def plan_step(config: TrainConfig, model_config: Sam3Config, load: Load, card: C
         model = Sam3Model(model_config)
         freeze_unreached(model, config.loss.variant)
         adapt(model, config.model.adapt)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), _nothing_cached():
         model.to_empty(device="cpu")
         detector = TextDetector(
             model,
@@ -189,6 +192,14 @@ def plan_step(config: TrainConfig, model_config: Sam3Config, load: Load, card: C
         for number, (size, part) in kernels.held(kernels.fullest()).items():
             memory["gradients" if number in gradients else part] += size
     return Plan(load, {part: size / 2**30 for part, size in memory.most_common()}, kernels.work)
+
+
+def _nothing_cached() -> AbstractContextManager[Any]:
+    """transformers keeps position embeddings of all models by shape; a fake one must not come to a real model.
+
+    It keeps none while torch compiles, so that is what it is told.
+    """
+    return mock.patch.object(pytorch_utils, "is_torchdynamo_compiling", return_value=True)
 
 
 def _tell_parts(model: Sam3Model, kernels: Kernels) -> None:

@@ -17,9 +17,9 @@ def validations(monkeypatch, patience: int | None, dices: list[float]) -> tuple[
     """Epochs of one step of which each finds the next of these values."""
     lines: list[str] = []
     told = iter(dices)
-    log = SimpleNamespace(
-        line=lines.append, scalars=lambda *_: None, pictures=lambda *_: None, ensure_there=lambda: None
-    )
+    log = SimpleNamespace(line=lines.append, ends_with=lambda _: False)
+    for name in ("scalars", "pictures", "event"):
+        setattr(log, name, lambda *_: None)
 
     def evaluated(*_: Any) -> tuple[Any, dict[str, float]]:
         means = {"dice": next(told)}
