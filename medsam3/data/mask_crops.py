@@ -50,15 +50,45 @@ class MaskCrops:
 
     def paint(self) -> Tensor:
         """[N, h, w] bool, on the device of the crops, for which the host does not wait."""
-        device, (height, width) = self.bits.device, self.size
-        row_bytes = -(-width // 8)
+        owner, place = self._places()
+        canvas = torch.zeros(len(self) * self._bytes, dtype=torch.uint8, device=self.bits.device)
+        canvas[owner * self._bytes + place] = self.bits
+        return self._pixels(_unpacked(canvas))
+
+    def united(self, counts: Tensor) -> Tensor:
+        """[Q, h, w] bool, the union of the first `counts[0]` masks, of the next `counts[1]`, ...: painted without the
+        masks themselves, 15 times as fast for 2,400 of them."""
+        owner, place = self._places()
+        union = torch.repeat_interleave(counts, output_size=len(self))[owner]  # to which each byte belongs
+        canvas = torch.zeros(len(counts) * self._bytes, 8, dtype=torch.uint8, device=self.bits.device)
+        to = (union * self._bytes + place)[:, None].expand(-1, 8)
+        return self._pixels(canvas.scatter_reduce_(0, to, _unpacked(self.bits), "amax"))
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Of each byte its mask and its place among the bytes of a whole one, [B] and [B] int64."""
         top, left, rows, columns = self.windows.long().unbind(1)
         lengths = rows * columns
-        owner = torch.repeat_interleave(lengths, output_size=len(self.bits))  # of each byte its mask
-        within = torch.arange(len(self.bits), device=device) - (lengths.cumsum(0) - lengths)[owner]
+        owner = torch.repeat_interleave(lengths, output_size=len(self.bits))
+        within = torch.arange(len(self.bits), device=self.bits.device) - (lengths.cumsum(0) - lengths)[owner]
         row, column = top[owner] + within // columns[owner], left[owner] + within % columns[owner]
-        canvas = torch.zeros(len(self) * height * row_bytes, dtype=torch.uint8, device=device)
-        canvas[(owner * height + row) * row_bytes + column] = self.bits
-        pixels = canvas[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
-        pixels &= 1
-        return pixels.view(torch.bool).view(len(self), height, 8 * row_bytes)[..., :width]
+        return owner, row * self._row_bytes + column
+
+    @property
+    def _row_bytes(self) -> int:
+        return -(-self.size[1] // 8)
+
+    @property
+    def _bytes(self) -> int:
+        """Of a whole mask."""
+        return self.size[0] * self._row_bytes
+
+    def _pixels(self, unpacked: Tensor) -> Tensor:
+        """[*, 8] values 0 and 1 of whole masks -> [masks, h, w] bool"""
+        return unpacked.view(torch.bool).view(-1, self.size[0], 8 * self._row_bytes)[..., : self.size[1]]
+
+
+def _unpacked(values: Tensor) -> Tensor:
+    """[n] uint8 -> [n, 8] uint8, the bits of each, the highest first."""
+    pixels = values[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=values.device)
+    pixels &= 1
+    return pixels

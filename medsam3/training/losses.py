@@ -96,7 +96,7 @@ class SetPredictionLoss:
         normaliser = mean_over_ranks(torch.full((), float(instances), device=targets.boxes.device)).clamp(min=1)
         matching = self.match(output, targets, self.hungarian, self.one_to_many)
         present = _present(targets)
-        masks = None if cfg.variant == "box_only" else targets.masks.paint()  # [T, H, W]
+        masks = targets.masks.paint() if cfg.variant == "sam3" else None  # [T, H, W]
         terms: dict[str, Tensor] = {}
 
         presence = _presence_loss(output.presence, present, cfg.find)
@@ -109,13 +109,13 @@ class SetPredictionLoss:
             find, find_terms = _find_loss(branch, matches, targets, present, normaliser, cfg.find, suffix)
             total = total + weight * find
             terms |= find_terms
-            if masks is not None and cfg.variant == "sam3":
+            if masks is not None:
                 focal, dice = self._instance_masks(branch, matches.of_final_layer(), masks, normaliser)
                 total = total + weight * (cfg.mask.focal_weight * focal + cfg.mask.dice_weight * dice)
                 terms |= {f"mask_focal{suffix}": focal, f"mask_dice{suffix}": dice}
-        if masks is not None:
+        if cfg.variant != "box_only":
             assert output.semantic is not None
-            semantic, semantic_terms = self._semantic(output.semantic, semantic_presence, masks, matching.counts)
+            semantic, semantic_terms = self._semantic(output.semantic, semantic_presence, targets)
             total = total + semantic
             terms |= semantic_terms
         if cfg.scale_by_batch:
@@ -135,12 +135,10 @@ class SetPredictionLoss:
         focal, dice = self._mask_losses(logits, masks, matches.target, cfg.alpha, cfg.gamma)
         return focal.sum() / normaliser, dice.sum() / normaliser
 
-    def _semantic(
-        self, logits: Tensor, presence: Tensor, masks: Tensor, counts: list[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _semantic(self, logits: Tensor, presence: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """Equation 4: the [Q, h, w] semantic logits against the union of each query's instances."""
         cfg = self.config.semantic
-        union = torch.stack([own.any(dim=0) for own in masks.split(counts)])  # [Q, H, W]
+        union = targets.masks.united(targets.counts)  # [Q, H, W]
         present = union.flatten(1).any(dim=1).float()
         each = torch.arange(len(union), device=union.device)
         focal, dice = self._mask_losses(logits, union, each, cfg.alpha, cfg.gamma)
@@ -152,7 +150,7 @@ class SetPredictionLoss:
         total = cfg.focal_weight * terms["semantic_focal"] + cfg.dice_weight * terms["semantic_dice"]
         if cfg.presence_weight:
             # Meta's code drops the whole semantic loss of a batch without any target.
-            any_target = float(len(masks) > 0)
+            any_target = float(len(targets.boxes) > 0)
             loss = any_target * F.binary_cross_entropy_with_logits(presence.float(), present)
             terms["semantic_presence"] = loss
             total = total + cfg.presence_weight * loss

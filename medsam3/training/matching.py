@@ -23,6 +23,8 @@ from medsam3.model.detector import DetectorOutput
 from medsam3.training.geometry import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 
 HostArray = npt.NDArray[np.float32]
+_COSTS_AT_ONCE = 1 << 16
+
 Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # prediction and packed target of each match, [M] and [M]
 
 
@@ -45,11 +47,10 @@ class Matches:
 
 @dataclass
 class Matching:
-    """Both halves' matches, and what else the host learned from the one copy."""
+    """Both halves' matches."""
 
     one_to_one: Matches
     one_to_many: Matches | None
-    counts: list[int]  # [Q] targets per query
 
 
 class HungarianMatcher:
@@ -151,8 +152,10 @@ def match(
         own_from = 0 if one_to_many.config.on_auxiliary_layers else layers - 1
         logits = torch.cat([logits, second.logits[:own_from]])
         boxes = torch.cat([boxes, second.boxes[:own_from]])
-    # One layer at a time: expanded to every target, all layers at once would not stay in a processor's cache.
-    values = [hungarian.cost(logits[k : k + 1], boxes[k : k + 1], targets) for k in range(len(logits))]
+    # Expanded to many targets, all layers at once would not stay in a processor's cache.
+    at_once = max(1, _COSTS_AT_ONCE // max(1, len(targets.boxes) * logits.shape[-1]))
+    parts = zip(logits.split(at_once), boxes.split(at_once), strict=True)
+    values = [hungarian.cost(*part, targets) for part in parts]
     if second is not None:
         values.append(one_to_many.margin(second.logits[own_from:], second.boxes[own_from:], targets))
     values_host, counts = _copy_to_host(torch.cat(values), targets)
@@ -163,11 +166,8 @@ def match(
         for k, layer_values in enumerate(values_host)
     ]
     device = targets.boxes.device
-    return Matching(
-        packed(pairs[:layers], counts, device),
-        packed(pairs[layers:], counts, device) if second is not None else None,
-        counts,
-    )
+    first_half, *second_half = (packed(half, counts, device) for half in (pairs[:layers], pairs[layers:]) if half)
+    return Matching(first_half, second_half[0] if second_half else None)
 
 
 def _copy_to_host(values: Tensor, targets: Targets) -> tuple[HostArray, list[int]]:

@@ -295,4 +295,4 @@ def _match(
         one_to_many.margin(output.one_to_many.logits, output.one_to_many.boxes, targets)
         halves.append([pairs(1)] * (layers - 1) + [pairs(one_to_many.config.top_k)])
     first, *second = (packed(half, counts, device) for half in halves)
-    return Matching(first, second[0] if second else None, counts)
+    return Matching(first, second[0] if second else None)

@@ -40,6 +40,17 @@ def test_what_is_painted_is_what_was_packed(size):
     assert halves[1].paint().shape == (0, *size)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (5, 3)])
+def test_the_union_is_that_of_the_masks_of_each_query(size):
+    masks = np.random.default_rng(2).random((300, *size)) < 0.05  # 256 ones must not add up to none
+    masks[:260, 0, 0] = True
+    counts = [0, 290, 0, 3, 7]
+    crops = MaskCrops.packed([(0, 0, mask) for mask in masks], size)
+    expected = [own.any(axis=0) for own in np.split(masks, np.cumsum(counts)[:-1])]
+    assert np.array_equal(crops.united(torch.tensor(counts)).numpy(), np.stack(expected))
+    assert not MaskCrops.packed([], size).united(torch.tensor([0, 0])).any()
+
+
 @pytest.mark.parametrize("frame", [Frame.full(60), Frame(60, 41, left=13, top=6)])
 def test_targets_are_the_resized_masks_where_the_image_lies(frame):
     masks = np.random.default_rng(1).random((50, 70, 90)) < 0.02
