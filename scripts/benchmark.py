@@ -9,6 +9,7 @@ python scripts/benchmark.py sampling                                     shares 
 python scripts/benchmark.py plan                                         memory and time of a step, without a GPU
 python scripts/benchmark.py step                                         the same measured on a GPU, both printed
 python scripts/benchmark.py loss                                         matching and loss alone
+python scripts/benchmark.py concepts                                     ten queries of one image, or of ten images
 python scripts/benchmark.py kills                                        killed runs beside one that is not (long)
 python scripts/benchmark.py recipe --overrides data.root=DIR             what each lever of the recipe does (hours)
 python scripts/benchmark.py evaluate --dataset drive kvasir_seg           where the time of an evaluation goes
@@ -26,6 +27,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ from medsam3.benchmarks.levers import VARIANTS
 from medsam3.command_line import explain
 from medsam3.distributed import select_device
 from medsam3.messages import one_of
-from medsam3.registry.spec import DatasetSpec, load_specs
+from medsam3.registry.spec import load_specs
 from medsam3.training.plan import CARDS, TYPICAL_INSTANCES
 from medsam3.versions import code_version
 
@@ -100,6 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     recipe.set_defaults(measure=recipe_tables)
     add_plan(commands)
     add_loss(commands)
+    add_concepts(commands)
     add_kills(commands)
     add_evaluation(commands)
     for command in commands.choices.values():
@@ -144,6 +147,15 @@ def add_loss(commands: Any) -> None:
     losses.set_defaults(measure=loss_table)
 
 
+def add_concepts(commands: Any) -> None:
+    concepts = commands.add_parser("concepts", help="one image with many queries against as many images, on the CPU")
+    concepts.add_argument("--model", choices=("sam3", "tiny"), default="tiny", help="(%(default)s)")
+    concepts.add_argument("--image-size", type=int, default=224, help="px (%(default)s)")
+    concepts.add_argument("--queries", type=int, default=10, help="(%(default)s)")
+    concepts.add_argument("--repeats", type=int, default=5, help="(%(default)s)")
+    concepts.set_defaults(measure=concepts_table)
+
+
 def add_kills(commands: Any) -> None:
     kills = commands.add_parser("kills", help="runs killed at random and within writes, beside an unbroken one")
     kills.add_argument("--times", type=int, default=10, help="of each kind (%(default)s)")
@@ -171,7 +183,7 @@ def loader_table(arguments: argparse.Namespace, folder: Path) -> str:
     if arguments.image is not None:
         if arguments.mask is None:
             raise ValueError("--image needs --mask FILE beside it")
-        spec, root = one_pair(arguments.image, arguments.mask, arguments.threshold, folder), folder
+        spec, root = parts.one_pair(arguments.image, arguments.mask, arguments.threshold, folder), folder
     else:
         spec, root = load_specs(arguments.dataset)[arguments.dataset], arguments.data_root
     sizes = arguments.megapixels if arguments.image is None else None
@@ -272,6 +284,17 @@ def loss_table(arguments: argparse.Namespace, folder: Path) -> str:
     return markdown((f"{arguments.image_size} px, {device.type}: queries x targets of each", *columns), rows)
 
 
+def concepts_table(arguments: argparse.Namespace, folder: Path) -> str:
+    from medsam3.benchmarks.concepts import concept_times  # brings transformers with it, so only here
+
+    queries = arguments.queries
+    one, many = concept_times(arguments.model, arguments.image_size, queries, arguments.repeats)
+    ratio = median(slow / fast for fast, slow in zip(one, many, strict=True))
+    rows = [(f"{median(one):.0f}", f"{median(many):.0f}", f"**{ratio:.2f}**")]
+    title = f"{arguments.model}, {arguments.image_size} px, ms of CPU: one image with {queries} queries"
+    return markdown((title, f"{queries} images with one", "times as long"), rows)
+
+
 def kills_table(arguments: argparse.Namespace, folder: Path) -> str:
     from medsam3.benchmarks.kills import SIGNALS, WRITES, Series
 
@@ -353,33 +376,6 @@ def machine() -> str:
         f"{os.cpu_count()} CPU cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {version('transformers')}, code {code_version()}, "
         f"load average {os.getloadavg()[0]:.1f} at the start"
-    )
-
-
-def one_pair(image: Path, mask: Path, threshold: float, folder: Path) -> DatasetSpec:
-    """A data set of one image file and one mask file; grey above the threshold belongs to the concept.
-
-    Args:
-        folder: serves as data.root; gets links to the files.
-    """
-    for kind, path in (("images", image), ("masks", mask)):
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-        place = folder / "pair" / kind / f"pair{path.suffix}"
-        place.parent.mkdir(parents=True)
-        place.symlink_to(path.resolve())
-    return DatasetSpec(
-        name="pair",
-        title="One image",
-        modality="endoscopy",
-        used_for=("example",),
-        reader="image_mask",
-        root=("pair",),
-        images=(f"images/{{id}}{image.suffix}",),
-        masks=f"masks/{{id}}{mask.suffix}",
-        concepts={1: "object"},
-        instances="components",
-        options={"threshold": threshold},
     )
 
 

@@ -94,3 +94,30 @@ def write_training_part(
 
 def as_corpus(specs: dict[str, DatasetSpec], readers: dict[str, Reader], folder: Path) -> Corpus:
     return Corpus(specs, readers, Manifest.load(specs, folder, "image", TRAIN_FRACTION, SEED), str(folder), {})
+
+
+def one_pair(image: Path, mask: Path, threshold: float, folder: Path) -> DatasetSpec:
+    """A data set of one image file and one mask file; grey above the threshold belongs to the concept.
+
+    Args:
+        folder: serves as data.root; gets links to the files.
+    """
+    for kind, path in (("images", image), ("masks", mask)):
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        place = folder / "pair" / kind / f"pair{path.suffix}"
+        place.parent.mkdir(parents=True)
+        place.symlink_to(path.resolve())
+    return DatasetSpec(
+        name="pair",
+        title="One image",
+        modality="endoscopy",
+        used_for=("example",),
+        reader="image_mask",
+        root=("pair",),
+        images=(f"images/{{id}}{image.suffix}",),
+        masks=f"masks/{{id}}{mask.suffix}",
+        concepts={1: "object"},
+        instances="components",
+        options={"threshold": threshold},
+    )

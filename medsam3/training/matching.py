@@ -23,9 +23,9 @@ from medsam3.model.detector import DetectorOutput
 from medsam3.training.geometry import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 
 HostArray = npt.NDArray[np.float32]
-_COSTS_AT_ONCE = 1 << 16
-
 Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # prediction and packed target of each match, [M] and [M]
+
+_COSTS_AT_ONCE = 1 << 16  # expanded to many targets, all layers at once would not stay in a processor's cache
 
 
 @dataclass
@@ -152,7 +152,6 @@ def match(
         own_from = 0 if one_to_many.config.on_auxiliary_layers else layers - 1
         logits = torch.cat([logits, second.logits[:own_from]])
         boxes = torch.cat([boxes, second.boxes[:own_from]])
-    # Expanded to many targets, all layers at once would not stay in a processor's cache.
     at_once = max(1, _COSTS_AT_ONCE // max(1, len(targets.boxes) * logits.shape[-1]))
     parts = zip(logits.split(at_once), boxes.split(at_once), strict=True)
     values = [hungarian.cost(*part, targets) for part in parts]

@@ -62,6 +62,13 @@ def test_the_loss_beside_that_of_a_checkout(tmp_path):
     assert done.stderr == "error: --against .: no medsam3/training/losses.py nor medsam3/losses.py there\n"
 
 
+def test_one_image_with_all_queries_or_as_many_images(tmp_path):
+    done = run_script("benchmark.py", "concepts", "--image-size=56", "--queries=3", "--repeats=1", cwd=tmp_path)
+    assert "tiny, 56 px, ms of CPU: one image with 3 queries | 3 images with one |" in done.stdout
+    one, many, ratio = re.search(r"\| (\d+) \| (\d+) \| \*\*([\d.]+)\*\* \|", done.stdout).groups()
+    assert float(ratio) == pytest.approx(int(many) / int(one), rel=0.1)
+
+
 def test_a_small_manifest(tmp_path):
     done = run_script("benchmark.py", "manifest", "--rows=4000", "--samples=640", "--workers=1", cwd=tmp_path)
     assert "4,000 rows, 2,000 images" in done.stdout
