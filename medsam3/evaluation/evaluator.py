@@ -73,7 +73,7 @@ def asked_images(corpus: Corpus, parts: Mapping[str, str], config: EvaluationCon
     for name, part in parts.items():
         spec = corpus.specs[name]
         found = [rows for rows in corpus.images(name, part) if concepts_asked(rows, spec, config)]
-        taken = _evenly(found, config.images)
+        taken = evenly(found, config.images)
         if not any(holds_any(rows, concepts_asked(rows, spec, config)) for rows in taken):
             some = f" among the {len(taken)} that evaluation.images takes" if len(taken) < len(found) else ""
             raise ValueError(f"{name}: no image with a mask in part {part!r} of {corpus.split_file(name)}{some}")
@@ -104,7 +104,7 @@ def run_evaluation(
     """
     journal, clock = journal or Journal(), clock or Stopwatch()
     images = [rows for found in asked.values() for rows in found]
-    pictured = {(rows.dataset, rows.item) for found in asked.values() for rows in _evenly(found, config.overlays)}
+    pictured = {(rows.dataset, rows.item) for found in asked.values() for rows in evenly(found, config.overlays)}
     left = [
         number
         for number, rows in enumerate(images)
@@ -194,8 +194,8 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-def _evenly(images: list[ImageRows], count: int | None) -> list[ImageRows]:
-    """`count` images spread over the list; all of them for None."""
+def evenly(images: list[T], count: int | None) -> list[T]:
+    """`count` images, or volumes, spread over the list; all of them for None."""
     if count is None or count >= len(images):
         return images
     return [images[i * len(images) // count] for i in range(count)]

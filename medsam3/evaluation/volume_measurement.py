@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 from medsam3 import distributed
 from medsam3.config import EvaluateConfig
@@ -17,13 +18,16 @@ from medsam3.files import writable_folder, write_text
 from medsam3.messages import listed
 from medsam3.metrics.masks import check_metrics
 from medsam3.prediction.volume_predictor import drift_words, open_volume_predictor
+from medsam3.reports.page import write_report
+from medsam3.reports.volume_report import OVERLAYS
 from medsam3.results.asking import check_concepts
 from medsam3.results.findings import Journal
 from medsam3.results.question import rows_asked
 
 
 def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
-    """Measure a checkpoint on the volumes of a split and write results_volumes.csv, volumes.md, results_volumes.json.
+    """Measure a checkpoint on the volumes of a split and write results_volumes.csv, volumes.md, results_volumes.json,
+    overlays_volumes/ and report.html.
 
     Of what evaluation.* asks, words that a picture cannot show and synonyms are left to the evaluation of slices.
 
@@ -65,7 +69,13 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
         journal = Journal(folder / "unfinished_volumes", json.dumps(question | facts), VolumeFinding.from_json)
         if journal.finished:
             say(f"resumes  {len(journal.finished)} volumes are done already")
-        results, drifts = measure_volumes(corpus, found, volumes, config.evaluation.metrics, config.nsd_mm, journal)
+        elif distributed.is_main():
+            shutil.rmtree(folder / OVERLAYS, ignore_errors=True)  # of an earlier evaluation
+        distributed.barrier()
+        results, drifts = measure_volumes(
+            *(corpus, found, volumes, config.evaluation.metrics, config.nsd_mm, journal),
+            *(folder / OVERLAYS, config.evaluation.overlays),
+        )
         if distributed.is_main():
             table = volumes_markdown(results, [own for volumes in found.values() for own in volumes], left_out)
             if source.chosen_on:
@@ -78,6 +88,8 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
             write_text(folder / "volumes.md", table)
             say(f"\n{table}\nresults_volumes.csv, results_volumes.json and volumes.md lie in {folder}")
         journal.discard()
+        if distributed.is_main():
+            say(f"report   {write_report(folder)}")
         return results
 
 

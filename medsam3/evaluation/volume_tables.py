@@ -12,8 +12,8 @@ from typing import Any
 
 from medsam3.evaluation.volumes import VolumeResult, VolumeRows
 from medsam3.messages import listed, markdown_table
-from medsam3.metrics.masks import METRICS
 from medsam3.metrics.statistics import MIN_GROUPS, MeanInterval, mean_interval
+from medsam3.reports.volume_report import heading, printed
 from medsam3.results.scores import DRAWS, LEVEL, SEED
 
 BEFORE = ("dataset", "volume", "group", "part", "concept", "prompt", "rule", "mode", "present", "score")
@@ -64,7 +64,7 @@ def volume_means(results: Iterable[VolumeResult]) -> dict[Cell, dict[str, MeanIn
 def volumes_markdown(results: Sequence[VolumeResult], asked: Iterable[VolumeRows], left_out: Sequence[str]) -> str:
     """Means of each concept, and below them what they do not tell."""
     first, means = results[0], volume_means(results)
-    head = ["Data set", "Concept", "Volumes", *(_heading(name) for name in first.values)]
+    head = ["Data set", "Concept", "Volumes", *(heading(name) for name in first.values)]
     rows = []
     for (dataset, concept), values in means.items():
         count = sum(r.present and r.dataset == dataset and concept in (r.concept, ALL) for r in results)
@@ -99,18 +99,11 @@ def volumes_markdown(results: Sequence[VolumeResult], asked: Iterable[VolumeRows
     return "\n".join(lines) + "\n"
 
 
-def _heading(name: str) -> str:
-    if name.startswith("nsd_"):
-        return f"NSD {name.removeprefix('nsd_').removesuffix('mm')} mm (%)"
-    return f"3D {METRICS[name].heading}"
-
-
 def _shown(name: str, mean: MeanInterval | None, count: int) -> str:
     if mean is None:
         return "-"
-    factor = 100 if name.startswith("nsd_") or METRICS[name].is_fraction else 1
-    interval = f" [{factor * mean.interval[0]:.1f}, {factor * mean.interval[1]:.1f}]" if mean.interval else ""
-    return f"{factor * mean.mean:.1f}{interval}" + (f" (of {mean.rows})" if mean.rows < count else "")
+    interval = " [{:.1f}, {:.1f}]".format(*(printed(name, end) for end in mean.interval)) if mean.interval else ""
+    return f"{printed(name, mean.mean):.1f}{interval}" + (f" (of {mean.rows})" if mean.rows < count else "")
 
 
 def volumes_json(question: dict[str, Any], results: Sequence[VolumeResult], drifts: dict[str, list[float]]) -> str:

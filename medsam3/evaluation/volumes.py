@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from medsam3 import distributed
 from medsam3.config import EvaluationConfig
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.evaluator import evenly
 from medsam3.evaluation.volume_masks import volume_of
 from medsam3.layouts.instances import Mask
 from medsam3.layouts.reader import Reader, SliceOf
@@ -32,6 +34,7 @@ from medsam3.messages import listed
 from medsam3.metrics.masks import METRICS, Overlap
 from medsam3.metrics.surfaces import hd95, nsd
 from medsam3.prediction.volume_predictor import VolumePredictor
+from medsam3.reports.volume_report import draw_slices
 from medsam3.results.asking import concepts_asked
 from medsam3.results.findings import Journal
 
@@ -143,9 +146,8 @@ def find_volumes(
             left_out.append(f"{name}: its images are no slices of volumes")
         elif single:
             left_out.append(f"{name}: {len(single)} volumes with one slice in part {part!r} ({listed(single, 3)})")
-        count = len(chosen) if config.images is None else min(config.images, len(chosen))
         if chosen:
-            found[name] = [chosen[i * len(chosen) // count] for i in range(count)]
+            found[name] = evenly(chosen, config.images)
     if not found:
         raise ValueError(f"volumes=true: no volume of several slices to ask about ({'; '.join(left_out)})")
     return found, left_out
@@ -179,23 +181,31 @@ def measure_volumes(
     metrics: Sequence[str],
     tolerances_mm: Sequence[float],
     journal: Journal | None = None,
+    overlays: Path | None = None,
+    pictured: int = 0,
 ) -> tuple[list[VolumeResult], dict[str, list[float]]]:
     """The results of all ranks, of which each takes every n-th volume; by volume the drift (see `TrackedVolume`).
 
     Args:
         journal: of `VolumeFinding`s; volumes that it holds already are not done again. None: with one process.
+        overlays: folder for pictures of slices.
+        pictured: of how many volumes of each data set there are any, spread evenly.
+        overlays: folder for pictures of slices.
+        pictured: of how many volumes of each data set there are any, spread evenly.
 
     Raises:
         ValueError: masks or scores that are not finite; a concept that is marked in some slices only.
     """
     journal = journal or Journal(from_json=VolumeFinding.from_json)
     everything = [volume for own in found.values() for volume in own]
+    shown = {(own.dataset, own.volume) for some in found.values() for own in evenly(list(some), pictured)}
     left = [number for number in range(len(everything)) if number not in journal.finished]
     mine = left[distributed.rank() :: distributed.world_size()]
     for number in tqdm(mine, unit="volume", disable=not distributed.is_main(), leave=False, mininterval=2):
         volume = everything[number]
+        drawn = overlays if (volume.dataset, volume.volume) in shown else None
         try:
-            journal.add(number, _measure(corpus, volume, volumes, metrics, tolerances_mm))
+            journal.add(number, _measure(corpus, volume, volumes, metrics, tolerances_mm, drawn))
         except ValueError as error:
             raise ValueError(f"{volume.dataset}/{volume.volume}: {error}") from error
     journal.sync()
@@ -215,6 +225,7 @@ def _measure(
     volumes: VolumePredictor,
     metrics: Sequence[str],
     tolerances_mm: Sequence[float],
+    overlays: Path | None,
 ) -> VolumeFinding:
     concepts = list(rows.asked)
     prompts = [corpus.prompt(rows.dataset, concept) for concept in concepts]
@@ -232,6 +243,9 @@ def _measure(
     results = []
     for number, concept in enumerate(concepts):
         pair = answer[number], truth[number]
+        if overlays:
+            names, slices = (rows.dataset, rows.volume, concept), [own.index for own in rows.slices]
+            draw_slices(overlays, names, slices, VolumePictures(reader, rows.images), *pair)
         voxels = Overlap(*(int(np.count_nonzero(mask)) for mask in (*pair, pair[0] & pair[1])))
         results.append(
             VolumeResult(

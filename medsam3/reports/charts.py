@@ -209,12 +209,13 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table as HTML; its first `words` columns hold words, the others numbers."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1, kind: str = "") -> str:
+    """A table as HTML, of a class of the page's style; its first `words` columns hold words, the others numbers."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         opened = [f'<{tag} class="word">' if i < words else f"<{tag}>" for i in range(len(cells))]
         return f"<tr>{''.join(f'{tag}{escape(cell)}' for tag, cell in zip(opened, cells, strict=True))}</tr>"
 
     lines = "".join(line(row, "td") for row in rows)
-    return f'<div class="wide"><table><thead>{line(head, "th")}</thead><tbody>{lines}</tbody></table></div>'
+    opened = f'<table class="{kind}">' if kind else "<table>"
+    return f'<div class="wide">{opened}<thead>{line(head, "th")}</thead><tbody>{lines}</tbody></table></div>'

@@ -116,9 +116,14 @@ def _panels(results: Pair, word: str, case: QueryResult, file: str | None) -> st
         panels["ours"] = found[2]
     if not panels or (results.baseline and "baseline" not in panels):
         caption += f". No picture of {'the baseline' if panels else 'it'} was kept"
-    shown = [f'<div><img alt="{key}" src="{_data_uri(panel)}">{key}</div>' for key, panel in panels.items()]
     title = escape(f"{word}: {case.dataset}, {case.item}, {case.concept}")
-    return f'<h3>{title}</h3><p class="note">{caption}</p><div class="panels">{"".join(shown)}</div>'
+    return f'<h3>{title}</h3><p class="note">{caption}</p>{picture_row(panels)}'
+
+
+def picture_row(panels: Mapping[str, Image.Image]) -> str:
+    """Pictures beside each other, each with its name below, as HTML."""
+    shown = [f'<div><img alt="{key}" src="{_data_uri(panel)}">{key}</div>' for key, panel in panels.items()]
+    return f'<div class="panels">{"".join(shown)}</div>'
 
 
 def _data_uri(panel: Image.Image) -> str:

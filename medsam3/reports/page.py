@@ -27,6 +27,8 @@ from medsam3.reports.extremes import picture_section
 from medsam3.reports.instance_tables import instance_section
 from medsam3.reports.obedience_tables import obedience_section
 from medsam3.reports.protocol import protocol_section
+from medsam3.reports.volume_report import volume_page, volume_section
+from medsam3.results.folder import VOLUME_FILES, is_of_volumes
 from medsam3.results.obedience import BINS, achieved
 from medsam3.results.scores import LEVEL, QueryResult
 
@@ -45,18 +47,34 @@ def write_report(folder: Path, baseline: Path | None = None) -> Path:
         ValueError: a folder holds no result that can be read, or the baseline was not asked alike.
     """
     path = folder / "report.html"
-    write_text(path, report(read_pair(folder, baseline)))
+    if is_of_volumes(folder):
+        if baseline:
+            raise ValueError(f"baseline={baseline}: of volumes scripts/compare.py shows two results; leave it out")
+        write_text(path, _report_on_volumes(folder))
+    else:
+        write_text(path, report(read_pair(folder, baseline)))
     return path
+
+
+def _report_on_volumes(folder: Path) -> str:
+    page, rest = _template().split("<!--BODY-->")
+    return page + volume_page(folder) + rest[rest.index("</body>") :]
+
+
+def _template() -> str:
+    return Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
 
 
 def report(results: Pair) -> str:
     """The page."""
     parts = [_top(results), _overview(results), _means(results), picture_section(results), _curves(results)]
-    parts += [_classes(results), _instances(results), obedience_section(results), protocol_section(results)]
+    parts += [_classes(results), _instances(results), obedience_section(results)]
+    folder = results.ours.folder
+    parts += [volume_section(folder)] if (folder / VOLUME_FILES[0]).is_file() else []
+    parts.append(protocol_section(results))
     note, data = _cases(results)
     fill = {"BODY": "\n".join(parts), "CASES": note, "DATA": data}
-    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    return re.sub("<!--(BODY|CASES|DATA)-->", lambda mark: fill[mark.group(1)], template)
+    return re.sub("<!--(BODY|CASES|DATA)-->", lambda mark: fill[mark.group(1)], _template())
 
 
 def _instances(results: Pair) -> str:

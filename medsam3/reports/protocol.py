@@ -20,10 +20,10 @@ WORST = 5
 
 def protocol_section(results: Pair) -> str:
     """Question and answer, and the parts of the data sets."""
-    lines = [*_model(results.ours), *_numbers(results)]
+    lines = [*model_lines(results.ours.question, results.ours.hashes), *_numbers(results)]
     return (
         "<h2>How this was measured</h2><p>What Metrics Reloaded and the CLAIM checklist (2024) ask of a result.</p>"
-        + table(["asked", "answer"], lines, words=2).replace("<table>", '<table class="words">')
+        + table(["asked", "answer"], lines, words=2, kind="words")
         + _parts(results.ours)
     )
 
@@ -51,8 +51,8 @@ def _input(asked: dict[str, Any]) -> str:
     )
 
 
-def _model(ours: Side) -> list[list[str]]:
-    asked = ours.question
+def model_lines(asked: dict[str, Any], hashes: dict[str, str]) -> list[list[str]]:
+    """Of a question, and of the SHA-256 of the files of its answers."""
     prediction = ", ".join(f"{key} {_plain(value)}" for key, value in asked.get("prediction", {}).items())
     versions = ", ".join(f"{name} {version or 'absent'}" for name, version in asked.get("versions", {}).items())
     wanted = {"present": "only what is in the image, as in the paper", "all": "what is there and what is not"}
@@ -61,14 +61,14 @@ def _model(ours: Side) -> list[list[str]]:
         "False": "refused by split and by content, if the checkpoint records them (those from elsewhere do not)",
     }
     return [
-        ["Model", f"{_known(ours.question, 'checkpoint')}; SHA-256 of its weights {_known(asked, 'weights_sha256')}"],
+        ["Model", f"{_known(asked, 'checkpoint')}; SHA-256 of its weights {_known(asked, 'weights_sha256')}"],
         ["Input", _input(asked)],
         ["Concepts asked", wanted.get(asked.get("ask", ""), _known(asked, "ask"))],
         ["From answers to masks", prediction or "not recorded"],
         ["Reference standard", "the masks of the data sets as published, read as their YAML files say"],
         ["Training rows", seen.get(_known(asked, "training_rows_allowed"), "not recorded")],
         ["Software", f"code {_known(asked, 'code')}; {versions or 'not recorded'}; seed {_known(asked, 'seed')}"],
-        ["Files", "; ".join(f"{name} SHA-256 {code}" for name, code in ours.hashes.items())],
+        ["Files", "; ".join(f"{name} SHA-256 {code}" for name, code in hashes.items())],
     ]  # fmt: skip
 
 

@@ -108,6 +108,7 @@ def read_volumes(path: str | Path) -> Results:
         with (folder / VOLUME_FILES[1]).open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
         columns = [name for name in lines[0] if name in METRICS or NSD_MM.fullmatch(name)]
+        further = [name for name in lines[0] if name not in columns]
         rows: dict[str, dict[str, Rows]] = {lines[0]["rule"]: {}}
         for name in dict.fromkeys(line["dataset"] for line in lines):
             own = [line for line in lines if line["dataset"] == name]
@@ -119,7 +120,7 @@ def read_volumes(path: str | Path) -> Results:
                 kinds=[PRESENT if there else MARKED for there in present],
                 present=present,
                 values=values,
-                others={"unit": [MM] * len(own)},
+                others={"unit": [MM] * len(own)} | {name: [line[name] for line in own] for name in further},
             )
             for column, mean in content["means"].get(name, {}).get("all", {}).items():
                 there = values[column][present & np.isfinite(values[column])].mean()

@@ -22,7 +22,10 @@ from medsam3.evaluation.volumes import VolumeFinding, VolumeResult, find_volumes
 from medsam3.metrics.surfaces import nsd
 from medsam3.prediction.tracker import TrackedVolume
 from medsam3.prediction.volume import VolumePrediction
+from medsam3.reports.page import write_report
+from medsam3.reports.volume_report import draw_slices
 from medsam3.results.findings import Journal
+from tests.reports.test_page import Reader
 from tests.scripts import run_script
 
 CONFIG = EvaluationConfig(
@@ -197,6 +200,48 @@ def test_results_of_volumes_are_compared_volume_by_volume(corpus_of, tmp_path, m
     assert done.returncode == 2 and "small, dice" in done.stderr, done.stderr
 
 
+def test_the_report_shows_every_volume_and_the_slices_that_matter(corpus_of, tmp_path):
+    predictor: Any = Predictor()
+    corpus = corpus_of(numbers=(1, 2, 3, 4, 5))
+    found, _ = find_volumes(corpus, {"small": "val"}, CONFIG)
+    drawn = tmp_path / "overlays_volumes"
+    results, _ = measure_volumes(corpus, found, predictor, ["dice", "hd95"], (2.0,), None, drawn, 0)
+    assert not drawn.exists()
+    measure_volumes(corpus, found, predictor, ["dice", "hd95"], (2.0,), None, drawn, 1)
+    # of the right square slice 1 has most of the target and most wrong; of the left one all four have the same
+    names = ["small_v_left_square_slice_1.png", "small_v_right_square_slice_1.png"]
+    assert sorted(path.name for path in drawn.iterdir()) == names
+    question = {"checkpoint": "runs/<a>", "rows": {}, "volume": {"mode": "tracker"}}
+    (tmp_path / "results_volumes.csv").write_text(volumes_csv(results))
+    (tmp_path / "results_volumes.json").write_text(volumes_json(question, results, {}))
+    (tmp_path / "volumes.md").write_text(volumes_markdown(results, found["small"], ["twice <b>"]))
+    page = write_report(tmp_path).read_text()
+    seen = Reader(page)
+    right_dice, surface = 2 * 48 / (48 + 60), 100 * results[1].values["nsd_2mm"]
+    assert [row[:3] for row in seen.rows if "all" in row] == [
+        ["small", "all", f"{(75 + 100 * right_dice) / 2:.1f} (2)"]
+    ]
+    left, right = (row for row in seen.rows if row[3:4] == ["yes"])  # the lower Dice first
+    assert left[:5] == ["small", "v", "left square", "yes", "75.0"]
+    values = [f"{100 * right_dice:.1f}", f"{surface:.1f}", "–"]
+    assert right[2:] == ["right square", "yes", *values, "0.50", "5", "6", "5 x 0.5 x 2", "48", "60"]
+    assert "Mode <b>tracker</b>" in page and "runs/&lt;a&gt;" in page and "Left out: twice &lt;b&gt;." in page
+    assert '<p class="warn">Incomplete: small/v: 5 of 6' in page and page.count("data:image/webp") == 6
+    with pytest.raises(ValueError, match=r"baseline=.*scripts/compare\.py"):
+        write_report(tmp_path, tmp_path)
+
+
+def test_the_slices_that_are_drawn(tmp_path):
+    truth, answer = np.zeros((2, 4, 8, 8), bool)
+    truth[2, :4], answer[2, :5], answer[0] = True, True, True
+    picture = np.zeros((8, 8, 3), np.uint8)
+    draw_slices(tmp_path, ("small", "a/v", "cyst"), [3, 4, 7, 9], [picture] * 4, answer, truth)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "small_a_v_cyst_slice_3.png",
+        "small_a_v_cyst_slice_7.png",
+    ]
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -207,10 +252,12 @@ def test_the_script_in_both_modes_against_the_slices(data, tmp_path):
     common = ["checkpoint=tiny", "image_size=56", "split=[mni152]", "device=cpu", "evaluation.workers=0", *data]
     common += ["evaluation=recommended", "prediction.union_threshold=0.1", "evaluation.overlays=0"]
     run_script("evaluate.py", *common, "name=slices", "evaluation.ask=present", cwd=tmp_path)
-    done = run_script("evaluate.py", *common, "name=volumes", "volumes=true", cwd=tmp_path)
+    done = run_script("evaluate.py", *common, "name=slices", "volumes=true", cwd=tmp_path)
     assert "18 of 189 slices (80-97)" in done.stdout
+    report = (tmp_path / "runs/slices/report.html").read_text()  # of both kinds
+    assert "<h2>By concept</h2>" in report and "<h2>Volumes</h2>" in report and "<h3>Every volume</h3>" in report
     slices = [row for row in rows_of(tmp_path / "runs/slices/results.csv") if row["rule"] == "union"]
-    volumes = rows_of(tmp_path / "runs/volumes/results_volumes.csv")
+    volumes = rows_of(tmp_path / "runs/slices/results_volumes.csv")
     assert [row["concept"] for row in volumes] == ["brain", "gray matter", "white matter"]
     for row in volumes:
         own = [other for other in slices if other["concept"] == row["concept"]]
