@@ -29,7 +29,7 @@ LEGAL: dict[str, tuple[str | None, ...]] = {
     "data.split.by": ("image", "group"),
     "instances": ("united", "apart"),
     "orientation": ("shown", "stored"),
-    "seg": ("BINARY", "LABELMAP"),
+    "seg": ("BINARY", "LABELMAP", "NIFTI"),
     "evaluation.ask": ("present", "all"),
     "predicted_instances": ("components", "labels"),
     "prompt": ("text", "box", "noisy_box", "text_box"),

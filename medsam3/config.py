@@ -359,7 +359,7 @@ class PredictConfig(RunConfig):
     outputs: list[str] = MISSING  # index | masks | coco | overlays (prediction/outputs.py)
     instances: str = MISSING  # united (one mask per prompt) | apart (one per instance)
     exclusive: Any = MISSING  # all | a list of prompts: those that may not overlap; [] for none
-    seg: str = MISSING  # BINARY | LABELMAP: how a DICOM segmentation holds its masks
+    seg: str = MISSING  # BINARY | LABELMAP: how a DICOM segmentation holds its masks; NIFTI: none
     orientation: str = MISSING  # shown (turned as EXIF says, as viewers do) | stored (as evaluate.py and annotations)
     scan: ScanConfig = field(default_factory=ScanConfig)  # of pictures with more than 8 bits: window, percentiles
     volume: VolumeConfig = field(default_factory=VolumeConfig)

@@ -13,7 +13,7 @@ from medsam3.files import write_text
 from medsam3.prediction.image import Answer, Prediction
 from medsam3.prediction.jobs import Picture
 from medsam3.prediction.outputs import PictureResult, file_name, json_text, write_masks, write_overlay
-from medsam3.prediction.volume_outputs import write_scan_results
+from medsam3.prediction.volume_outputs import results_ending, write_scan_results
 from medsam3.scans.scan import Scan
 
 
@@ -46,7 +46,12 @@ def archive(study: Study, threshold: float, place: Path, model: str, weights: st
     folder = place / "files"
     folder.mkdir(parents=True)
     if isinstance(study.source, Scan):
-        write_scan_results(folder, study.source, np.asarray(list(masks.values())), prompts, ["masks"], weights)
+        volume = np.asarray(list(masks.values()))
+        try:
+            results_ending(study.source, seg := "BINARY")
+        except ValueError:  # images that no segmentation can refer to
+            seg = "NIFTI"
+        write_scan_results(folder, study.source, volume, prompts, ["masks"], weights, seg)
     else:
         predictions = [
             Prediction(entry["prompt"], entry["presence"], {RULE: Answer(entry["score"], masks[entry["prompt"]][0])})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,7 @@ from medsam3.registry.vocabulary import Vocabulary
 from medsam3.versions import code_version, package_versions
 
 RECORD = "run.json"
+MOST_NOTES = 10  # different ones that are printed
 
 
 def main() -> None:
@@ -145,6 +147,11 @@ def _report(run: Run, folder: Path) -> None:
     missing = sum(not prompt["found"] for entry in run.pictures for prompt in entry["prompts"])
     asked = sum(len(entry["prompts"]) for entry in run.pictures)
     again = sum(entry["resumed"] for entry in run.pictures)
+    notes = Counter(note for entry in run.pictures for note in entry["notes"])
+    for note, count in notes.most_common(MOST_NOTES):
+        print(f"note     {note}" + f" ({count} pictures)" * (count > 1))
+    if len(notes) > MOST_NOTES:
+        print(f"note     and {len(notes) - MOST_NOTES} more, in {folder / RECORD}")
     print(
         f"done     {len(run.pictures)} pictures ({again} were there already), {asked} questions, {missing} not found; "
         f"{folder / RECORD}"

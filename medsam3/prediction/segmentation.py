@@ -22,7 +22,14 @@ from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.jobs import RESULT, Picture
 from medsam3.prediction.outputs import OUTPUTS, PictureResult, json_text
 from medsam3.prediction.rules import THRESHOLDS
-from medsam3.prediction.volume_outputs import BYTES_PER_VOXEL, KINDS, predict_scan, source_hash, write_scan_results
+from medsam3.prediction.volume_outputs import (
+    BYTES_PER_VOXEL,
+    KINDS,
+    predict_scan,
+    results_ending,
+    source_hash,
+    write_scan_results,
+)
 from medsam3.prediction.volume_predictor import VolumePredictor
 from medsam3.scans.picture_files import Shown, read_picture
 from medsam3.scans.scan import Scan, read_scan
@@ -216,6 +223,7 @@ def _segment_scan(
     if config.instances == "apart":
         raise ValueError("instances=apart: for pictures only; set instances=united")
     _refuse_too_many(picture.prompts, scan.pictures.shape[:3], BYTES_PER_VOXEL)
+    results_ending(scan, config.seg)  # complains before the long work
     masks, said, remarks = predict_scan(scan, picture.prompts, exclusive_of(config, picture.prompts), volumes)
     slices, height, width = masks.shape[1:]
     left = [f"outputs: {kind} is for pictures" for kind in config.outputs if kind not in KINDS]

@@ -19,11 +19,12 @@ from medsam3.layouts.volume_files import load_volume
 from medsam3.prediction.outputs import BACKGROUND, file_name, json_text
 from medsam3.prediction.volume_predictor import VolumePredictor, drift_words
 from medsam3.registry.vocabulary import Vocabulary
-from medsam3.scans.dicom_seg import write_dicom_seg
+from medsam3.scans.dicom_seg import check_sources, write_dicom_seg
 from medsam3.scans.scan import Scan
-from medsam3.scans.writers import SEG, usual_ending, write_volume
+from medsam3.scans.writers import SEG, check_geometry, usual_ending, write_volume
 
 KINDS = ("index", "masks")  # of the outputs; the others are for pictures
+NIFTI = "NIFTI"
 DETACHED = (".mhd", ".nhdr", ".ics")  # headers, whose voxels lie in another file
 BYTES_PER_VOXEL = 6  # and prompt: a mask, a confidence, and the mask without overlaps
 
@@ -65,6 +66,24 @@ def predict_scan(
     return masks, {"prompts": said, **drift}, [] if volume.drift is None else [drift_words(volume.drift)]
 
 
+def results_ending(scan: Scan, seg: str) -> str:
+    """The ending of a scan's results.
+
+    Args:
+        seg: of DICOM, BINARY, LABELMAP (see `write_dicom_seg`), or NIFTI.
+
+    Raises:
+        ValueError: a format that cannot hold them.
+    """
+    ending = usual_ending(scan, seg != NIFTI)
+    if ending == SEG:
+        assert scan.series is not None
+        check_sources(scan.series)
+    else:
+        check_geometry(scan.source, scan, ending)
+    return ending
+
+
 def write_scan_results(
     folder: Path,
     scan: Scan,
@@ -74,15 +93,14 @@ def write_scan_results(
     weights: str,
     seg: str = "BINARY",
 ) -> None:
-    """index.<ending> with legend.json, masks/<number>_<prompt>.<ending>; of DICOM one segmentation.dcm instead.
-
-    Of DICOM frames without a place in the patient: pages of TIFF files.
+    """index.<ending> with legend.json, masks/<number>_<prompt>.<ending>; of DICOM, but for seg=NIFTI, one
+    segmentation.dcm instead. Of DICOM frames without a place in the patient: pages of TIFF files.
 
     Args:
         masks: [C, D, H, W].
-        seg: see `write_dicom_seg`.
+        seg: see `results_ending`.
     """
-    ending = usual_ending(scan)
+    ending = results_ending(scan, seg)
     if ending == SEG:
         assert scan.series is not None
         stored = {prompt: scan.as_stored(mask) for prompt, mask in zip(prompts, masks, strict=True)}

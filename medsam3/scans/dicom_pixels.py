@@ -5,6 +5,9 @@ D frames of H x W px.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,6 +80,42 @@ def is_measured(series: DicomSeries) -> bool:
 def is_inverted(series: DicomSeries) -> bool:
     """Whether the lowest value is to be shown white. Frames of a group are alike in this."""
     return series.header.PhotometricInterpretation == "MONOCHROME1"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A VOI LUT: how bright each value is to be shown."""
+
+    first: int  # the value that the first entry is for; what lies below is shown like it, likewise above the last
+    entries: NDArray[np.uint8]
+
+    def shown(self, values: Voxels) -> NDArray[np.uint8]:
+        """Values, rounded, as 0..255."""
+        return self.entries[np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1).astype(np.int64)]
+
+
+def header_table(series: DicomSeries) -> tuple[Table | None, list[str]]:
+    """The first VOI LUT of the header, which goes before a window; notes where there is one that is not applied.
+
+    Entries of n bits are scaled from 0..2^n - 1 to 0..255.
+    """
+    found = [frame.find(WINDOW_GROUP).get("VOILUTSequence") for frame in series.frames]
+    luts = [sequence[0] if sequence else None for sequence in found]
+    first = luts[0]
+    if not any(luts):
+        return None, []
+    if first is None or any(lut != first for lut in luts):
+        return None, ["VOI LUT of the header left out: it changes from frame to frame"]
+    try:
+        length, start, bits = map(int, first.LUTDescriptor)
+        wide, item = copy.copy(series.frames[0].find(WINDOW_GROUP)), copy.deepcopy(first)
+        item.LUTDescriptor = [length, start, 16]  # at 8 pydicom counts the entries in 8 bits too
+        wide.VOILUTSequence = [item]
+        entries = need("pydicom.pixels").apply_voi(np.arange(length or 2**16) + start, wide)
+        assert entries.max() < 2**bits
+    except Exception as error:  # what the damage leads to
+        return None, [f"VOI LUT of the header left out: it cannot be read ({type(error).__name__})"]
+    return Table(start, np.rint(entries * (255 / (2**bits - 1))).astype(np.uint8)), []
 
 
 def header_window(series: DicomSeries) -> tuple[Range | None, str]:

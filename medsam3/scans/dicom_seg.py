@@ -27,6 +27,7 @@ SCHEME = "99MEDSAM3"  # of our own codes, for what has no SNOMED code in the voc
 PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
 NAMING = (*PATIENT, "AccessionNumber", "StudyID", "ReferringPhysicianName")
 MAY_BE_EMPTY = (*PATIENT, "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "SliceThickness")
+REPEATED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 LABEL_LETTERS = 64  # of DICOM's short texts (LO)
 SERIES_NUMBER_OFFSET = 1000
 
@@ -52,14 +53,10 @@ def write_dicom_seg(
             images that lack what a SEG must repeat; a file that cannot be written.
     """
     one_of("seg", kind, KINDS)
+    check_sources(series)
     stacked = np.stack([np.asarray(mask, dtype=np.uint8) for mask in masks.values()], axis=-1)
     if kind == "LABELMAP" and (stacked.sum(axis=-1, dtype=np.uint16) > 1).any():
         raise ValueError(f"{path}: seg=LABELMAP has one concept per voxel, and these overlap: write BINARY")
-    if series.planes is None and len(series.frames) > 1:
-        raise ValueError(
-            f"{path}: the {len(series.frames)} frames of series {series.key} have no place in the patient,"
-            " and a SEG refers to images by their place: write .tif"
-        )
     try:
         with new_file(path) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # highdicom's quote names that it finds unusual
@@ -67,6 +64,23 @@ def write_dicom_seg(
     except Exception as error:  # highdicom's and pydicom's, for what an image lacks
         reason = _without_patient(f"{type(error).__name__}: {error}", series)
         raise ValueError(f"{path}: cannot be written ({reason})") from None
+
+
+def check_sources(series: DicomSeries) -> None:
+    """Raises a ValueError for a series that no SEG can refer to; better before the model has worked."""
+    if series.planes is None and len(series.frames) > 1:
+        raise ValueError(
+            f"the {len(series.frames)} frames of series {series.key} have no place in the patient,"
+            " and a SEG refers to images by their place: write .tif"
+        )
+    for frame in series.frames:
+        needed = REPEATED if series.planes is None else (*REPEATED, "FrameOfReferenceUID")
+        missing = [keyword for keyword in needed if not frame.header.get(keyword)]
+        if missing:
+            raise ValueError(
+                f"{frame.file}: without {', '.join(missing)}, which a DICOM segmentation has to repeat; with "
+                "seg=NIFTI the masks come as NIfTI files"
+            )
 
 
 def _without_patient(message: str, series: DicomSeries) -> str:

@@ -56,6 +56,8 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
     if mode in WIDE_MODES:
         shown_by = f"window {window}" if window else f"percentiles {config.scan.percentiles}"
         notes.append(f"{mode}: shown by {shown_by}")
+    elif window and not wide_colours:
+        notes.append(f"8 bits: shown as they are, whatever scan.window {window}")
     if wide_colours:
         notes.append(f"16 bits per colour: shown by the upper 8 whatever scan.window; brightest {pixels.max()} of 255")
     lies = f"as {config.orientation}"

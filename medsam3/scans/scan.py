@@ -5,6 +5,7 @@ Shapes: D pictures of H x W px; voxels in the axes of the file (DICOM: frame, ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,13 +21,15 @@ from numpy.typing import NDArray
 from medsam3.config import ScanConfig
 from medsam3.layouts.pixels import Range, grey_to_rgb, to_8_bit
 from medsam3.layouts.volume_cache import AXES, cut
-from medsam3.layouts.volume_files import LOADERS, TIFF, Volume, Voxels, load_volume, tiff_axes, tiff_pages
+from medsam3.layouts.volume_files import LOADERS, META_IMAGE, TIFF, Volume, Voxels, load_volume, tiff_axes, tiff_pages
 from medsam3.messages import one_of
 from medsam3.scans.dicom import open_series
-from medsam3.scans.dicom_pixels import header_window, is_inverted, is_measured, read_voxels
+from medsam3.scans.dicom_pixels import Table, header_table, header_window, is_inverted, is_measured, read_voxels
 from medsam3.scans.dicom_series import DicomSeries
 
 PLANES = ("sagittal", "coronal", "axial")  # across the axes of the patient: left-right, back-front, foot-head
+NRRD = (".nrrd", ".nhdr")
+SILENT = "the header does not say"
 THICK = 1.2  # times the next longest edge of a voxel: slices were taken along this one
 
 
@@ -37,10 +40,11 @@ class Scan:
     source: Path
     volume: Volume  # DICOM in colour: [D, H, W, 3]
     axis: str | int
-    window: Range | None  # voxel values shown as black and white; None: 8-bit values as they are
+    window: Range | None  # voxel values shown as black and white; None: by the table, or 8-bit values as they are
     window_from: str  # where the window comes from, in words
     notes: tuple[str, ...] = ()  # what is missing, left out, or not known
     series: DicomSeries | None = None
+    table: Table | None = None  # of a DICOM header
 
     @cached_property
     def pictures(self) -> Voxels:
@@ -55,7 +59,10 @@ class Scan:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        picture = to_8_bit(self.pictures[index], self.window, None, str(self.source))
+        if self.table is not None:
+            picture = self.table.shown(self.pictures[index])
+        else:
+            picture = to_8_bit(self.pictures[index], self.window, None, str(self.source))
         picture = 255 - picture if self.inverted else picture
         return grey_to_rgb(picture) if picture.ndim == 2 else picture
 
@@ -95,12 +102,14 @@ def read_scan(path: Path, config: ScanConfig) -> Scan:
     if path.is_dir() or (path.is_file() and not path.name.lower().endswith(tuple(LOADERS))):
         series = open_series(path, config.series)
         volume = Volume(read_voxels(series), series.affine)
+        grey = config.window is None and volume.voxels.ndim == 3
+        table, instead = header_table(series) if grey else (None, [])
         header, why = header_window(series)
-        notes = [*series.notes]
+        notes = [*series.notes, *instead]
     else:
-        series, header, why = None, None, "no window in the header"
+        series, table, header, why = None, None, None, "no window in the header"
         volume = load_volume(path)
-        notes = _unplaced(path)
+        notes = _assumed(path)
         if path.name.lower().endswith(TIFF) and len(volume.voxels) != tiff_pages(path):
             raise ValueError(
                 f"{path}: holds {tiff_pages(path)} pages that are no stack of equal grey ones (a pyramid, previews, "
@@ -112,17 +121,35 @@ def read_scan(path: Path, config: ScanConfig) -> Scan:
             raise ValueError(f"{path}: its affine cannot be inverted: {volume.affine.tolist()}")
     axis = _axis(volume, config, series, path)
     window, window_from = _window(volume, config, header, why, series)
-    return Scan(path, volume, axis, window, window_from, tuple(notes), series)
+    if table is not None:
+        window, window_from = None, "VOI LUT of the header"
+    return Scan(path, volume, axis, window, window_from, tuple(notes), series, table)
 
 
-def _unplaced(path: Path) -> list[str]:
-    """A note where a NIfTI file leaves to its reader how the patient lies."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+def _assumed(path: Path) -> list[str]:
+    """Notes on what the header of a volume file leaves to its reader."""
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        header: Any = nibabel.load(path).header
+        if header["qform_code"] or header["sform_code"]:
+            return []
+        return [f"{SILENT} how the patient lies (qform and sform 0): taken as x to the left, y to the front"]
+    meta_image = name.endswith(META_IMAGE)
+    if not meta_image and not name.endswith(NRRD):
         return []
-    header: Any = nibabel.load(path).header
-    if header["qform_code"] or header["sform_code"]:
-        return []
-    return ["the header does not say how the patient lies (qform and sform 0): taken as x to the left, y to the front"]
+    with path.open("rb") as file:
+        header = re.split(rb"\r?\n\r?\n|ElementDataFile", file.read(2**16))[0].decode("latin-1")
+    fields = dict(re.findall(r"^([A-Za-z ]+?) *[:=]+ *(.*)$", header, re.MULTILINE))
+    placed = ("TransformMatrix", "Orientation", "Rotation") if meta_image else ("space",)
+    sized = ("ElementSpacing", "ElementSize") if meta_image else ("spacings", "space directions")
+    notes = []
+    if not fields.keys() & set(placed):
+        notes.append(f"{SILENT} how the patient lies (no {placed[0]}): taken as x to the left, y to the back")
+    if not fields.keys() & set(sized):
+        notes.append(f"{SILENT} how large a voxel is (no {' or '.join(sized)}): taken as 1 mm")
+    if set(re.findall(r'"(.*?)"', fields.get("space units", ""))) - {"mm"}:
+        notes.append(f"space units {fields['space units'].strip()}: taken as mm")
+    return notes
 
 
 def _places(affine: NDArray[np.floating]) -> bool:
@@ -164,7 +191,7 @@ def _window(
     if header is not None and volume.voxels.ndim == 3:
         return header, why
     if volume.voxels.dtype == np.uint8:
-        return None, "8-bit values as they are"
+        return None, "8-bit values as they are (scan.percentiles is for wider ones)"
     by_modality = config.modality_windows.get(series.modality) if series and is_measured(series) else None
     if by_modality is not None:
         assert series is not None

@@ -35,8 +35,9 @@ def write_volume(path: Path, values: Voxels, scan: Scan) -> None:
     """
     ending = next((ending for ending in WRITERS if path.name.lower().endswith(ending)), None)
     if ending is None:
-        raise ValueError(f"{path}: there are writers for {', '.join(WRITERS)}, and for DICOM the format seg")
-    _check(path, values, scan, ending)
+        raise ValueError(f"{path}: there are writers for {', '.join(WRITERS)}, and for DICOM seg=BINARY")
+    assert values.shape == scan.volume.voxels.shape[:3], (values.shape, scan.volume.voxels.shape)
+    check_geometry(path, scan, ending)
     if values.dtype == bool:
         values = values.astype(np.uint8)
     try:
@@ -46,8 +47,8 @@ def write_volume(path: Path, values: Voxels, scan: Scan) -> None:
         raise ValueError(f"{path}: cannot be written ({error})") from error
 
 
-def _check(path: Path, values: Voxels, scan: Scan, ending: str) -> None:
-    assert values.shape == scan.volume.voxels.shape[:3], (values.shape, scan.volume.voxels.shape)
+def check_geometry(path: Path, scan: Scan, ending: str) -> None:
+    """Raises a ValueError for a format that cannot say where the voxels of a scan lie."""
     if ending in PLAIN:
         return
     if scan.volume.affine is None:
@@ -56,7 +57,7 @@ def _check(path: Path, values: Voxels, scan: Scan, ending: str) -> None:
             f"write {' or '.join(PLAIN)}"
         )
     if scan.series is not None and scan.series.irregular:
-        raise ValueError(f"{path}: no grid of voxels, as {scan.series.irregular}: write a DICOM-SEG (format seg)")
+        raise ValueError(f"{path}: no grid of voxels, as {scan.series.irregular}: write a DICOM-SEG (seg=BINARY)")
 
 
 def _is_nifti(path: Path) -> bool:
@@ -116,12 +117,14 @@ WRITERS: dict[str, Callable[[Path, Voxels, Scan], None]] = {
 PLAIN = (".tif", ".tiff")  # have no place for geometry
 
 
-def usual_ending(scan: Scan) -> str:
-    """The ending of the results where none is asked for: of the same format, with geometry wherever there is any."""
-    if scan.series is not None and (scan.series.planes is not None or len(scan) == 1):
+def usual_ending(scan: Scan, seg: bool = True) -> str:
+    """The ending of the results where none is asked for: of the same format, with geometry wherever there is any.
+
+    Args:
+        seg: of DICOM; False: NIfTI files instead.
+    """
+    if seg and scan.series is not None and (scan.series.planes is not None or len(scan) == 1):
         return SEG
-    if scan.series is not None:  # frames without a place, which a SEG cannot refer to
-        return PLAIN[0]
     own = {".mhd": ".mha", ".nhdr": ".nrrd"}
     ending = next((ending for ending in (*WRITERS, *own) if scan.source.name.lower().endswith(ending)), "")
     return own.get(ending, ending) or (PLAIN[0] if scan.volume.affine is None else NIFTI[1])

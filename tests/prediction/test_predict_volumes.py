@@ -98,6 +98,22 @@ def _save_nothing(path: Path) -> None:
     (path / "a.nii.gz").write_bytes(b"no volume")
 
 
+def test_images_that_no_segmentation_can_refer_to_are_refused_before_the_model_works(tmp_path, monkeypatch, capsys):
+    images = dicom_files.series()
+    for image, _ in images:
+        del image.FrameOfReferenceUID
+    dicom_files.save_series(tmp_path / "in", images)
+    with monkeypatch.context() as patch:
+        patch.setattr("medsam3.prediction.segmentation.predict_scan", lambda *_: pytest.fail("the model was asked"))
+        (failure,) = predict(predict_config(tmp_path, **RULE)).failures
+    assert "without FrameOfReferenceUID, which a DICOM segmentation has to repeat; with seg=NIFTI" in failure["error"]
+    predicted(tmp_path, seg="NIFTI")
+    assert "note     window from modality CT" in capsys.readouterr().out
+    written = nibabel.load(tmp_path / "out/in/masks/1_polyp.nii.gz")
+    np.testing.assert_allclose(nibabel.affines.voxel_sizes(written.affine), (0.75, 1.5, 3.0), atol=1e-6)
+    np.testing.assert_allclose(written.affine[:3, 3], dicom_files.ORIGIN * (-1, -1, 1), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make, words",
     [

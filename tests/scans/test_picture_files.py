@@ -26,6 +26,9 @@ def test_8_bits_of_every_mode_as_pillow_has_them(mode, tmp_path, config):
     shown = read_picture(tmp_path / "a.png", config)
     assert np.array_equal(shown.pixels, np.asarray(picture.convert("RGB"))) and shown.pixels.shape == (3, 4, 3)
     assert shown.notes == (("alpha channel left out",) if "A" in mode else ())
+    config.scan.window = [0.0, 100.0]
+    unchanged = read_picture(tmp_path / "a.png", config)
+    assert np.array_equal(unchanged.pixels, shown.pixels) and "as they are, whatever scan.window" in unchanged.notes[-1]
 
 
 def test_16_bits_by_percentiles_or_window(tmp_path, config):

@@ -140,6 +140,32 @@ def test_a_nifti_that_does_not_say_how_the_patient_lies_is_noted(tmp_path):
     assert read_scan(save_source(tmp_path / "said.nii"), CONFIG).notes == ()
 
 
+@pytest.mark.parametrize(
+    "name, header, words",
+    [
+        ("a.nrrd", "NRRD0004\n{}\n\n", ["(no space)", "(no spacings or space directions)"]),
+        ("a.nrrd", "NRRD0004\n{}\nspacings: 1 2 3\n\n", ["(no space)"]),
+        (
+            "a.nrrd",
+            'NRRD0004\n{}\nspace: LPS\nspace directions: (1,0,0) (0,2,0) (0,0,3)\nspace units: "um" "um" "um"\n\n',
+            ['space units "um" "um" "um": taken as mm'],
+        ),
+        (
+            "a.mha",
+            "NDims = 3\nDimSize = 2 3 4\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n",
+            ["(no TransformMatrix)", "(no ElementSpacing or ElementSize)"],
+        ),
+        ("a.mha", "NDims = 3\nElementSpacing = 1 2 3\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+         "DimSize = 2 3 4\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n", []),
+    ],
+)  # fmt: skip
+def test_what_a_header_leaves_to_its_reader_is_noted(name, header, words, tmp_path):
+    nrrd = "type: uchar\ndimension: 3\nsizes: 2 3 4\nencoding: raw"
+    (tmp_path / name).write_bytes(header.replace("{}", nrrd).encode() + bytes(24))
+    notes = read_scan(tmp_path / name, CONFIG).notes
+    assert len(notes) == len(words) and all(word in note for word, note in zip(words, notes, strict=True)), notes
+
+
 def test_nifti_2_has_fewer_texts(tmp_path):
     image = nibabel.Nifti2Image(values(), oblique())
     image.header["descrip"] = b"Doe^Jane"
