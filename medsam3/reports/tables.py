@@ -71,12 +71,13 @@ class Baseline:
 BEFORE_METRICS = (
     "dataset", "item", "group", "part", "concept", "prompt", "rule", "present", "kind", "score", "presence",
 )  # fmt: skip
+RANKED = ("score", "presence")  # written exactly: six digits would make ties of the scores of a model that is sure
 AFTER_METRICS = ("ceiling", "truth_px", "prediction_px", "unit", "swapped", "swapped_truths", "swapped_absent")
 
 
 def results_csv(results: Iterable[QueryResult]) -> Iterator[str]:
-    """The lines of results.csv, one per query and mask rule: numbers that are not whole with six digits, `present` as 0
-    or 1, None empty."""
+    """The lines of results.csv, one per query and mask rule: scores exactly, other numbers that are not whole with six
+    digits, `present` as 0 or 1, None empty."""
     writer = csv.writer(Lines(), lineterminator="\n")
     columns: tuple[str, ...] = ()
     for result in results:
@@ -84,7 +85,8 @@ def results_csv(results: Iterable[QueryResult]) -> Iterator[str]:
             columns = (*BEFORE_METRICS, *result.values, *AFTER_METRICS)
             yield writer.writerow(columns)
         values = vars(result) | result.values | {"present": int(result.present)}
-        yield writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in (values[name] for name in columns)])
+        cells = ((name, values[name]) for name in columns)
+        yield writer.writerow([f"{v:.6f}" if isinstance(v, float) and name not in RANKED else v for name, v in cells])
 
 
 class Lines:

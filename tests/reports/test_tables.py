@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -252,9 +253,17 @@ def test_results_csv_has_one_row_per_query_and_rule():
         "unit,swapped,swapped_truths,swapped_absent"
     )
     vessel = "retinal blood vessel"
-    numbers = "0.500000,0.750000,0.500000,0.400000,0.800000,10,12,px,,,"
+    numbers = "0.5,0.75,0.500000,0.400000,0.800000,10,12,px,,,"
     assert lines[1] == f"drive,21,p1,val,{vessel},{vessel},top1,1,present,{numbers}"
     assert lines[5].startswith("drive,21,p1,val,optic cup,optic cup,union,0,marked,") and len(lines) == 6
+
+
+def test_scores_near_one_stay_apart_in_results_csv():
+    """With six digits all of a model that is sure would tie, and AUROC from the file be another one."""
+    scores = [1 - 2**-24, 1.0, float(np.float32(0.4999999))]
+    rows = [replace(RESULTS[0], score=score) for score in scores]
+    lines = csv.DictReader("".join(results_csv(rows)).splitlines())
+    assert [float(line["score"]) for line in lines] == scores
 
 
 def test_a_distance_that_is_infinite_is_left_out_of_its_mean_and_counted():
