@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Iterator
 from html import escape
 from types import SimpleNamespace
@@ -161,7 +162,9 @@ class _Events:
         if study is None or study.closed:
             return "", ""
         index = min(max(int(place), 1), len(study)) - 1
-        return drawing.figure(study, index, threshold, opacity), drawing.table(study, index, threshold)
+        return self._said(
+            lambda: (drawing.figure(study, index, threshold, opacity), drawing.table(study, index, threshold))
+        )
 
     def make(self, study: Study | None, threshold: float) -> Any:
         path = self._said(lambda: self.visits.archive(study, threshold))
@@ -187,5 +190,8 @@ class _Events:
         try:
             return work()
         except FAILURES as error:
-            words = escape(self.visits.words_of(error), quote=False)
-            raise self.gradio.Error(words, title="This did not work", print_exception=False) from error
+            words = self.visits.words_of(error)
+        except Exception as error:  # a fault of ours, or damage that leads a library anywhere
+            traceback.print_exc()
+            words = f"{type(error).__name__}: nobody thought of this; the terminal of the page has the details"
+        raise self.gradio.Error(escape(words, quote=False), title="This did not work", print_exception=False)

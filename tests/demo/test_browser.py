@@ -188,6 +188,13 @@ def test_another_dicom_series_of_an_upload_is_chosen_and_followed(tab, tmp_path)
     [
         ("bad.png", b"no picture", "bad.png: cannot be read"),
         ("bad.nii.gz", b"no volume", "bad.nii.gz: cannot be read"),
+        ("four.nii", nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.uint8), np.eye(4)).to_bytes(), "has 4 axes"),
+        (
+            "short.dcm",
+            bytes(128) + b"DICM" + b"\x08\x00\x05\x00CS\x0a\x00ISO",
+            "short.dcm: cannot be read|no DICOM image",
+        ),
+        ("many.zip", b"PK\x03\x04 nonsense", "type|format"),
         ("large.png", b"0" * 2**21, "size"),
         ("page.html", b"<script>alert(1)</script>", "type|format"),
     ],

@@ -8,13 +8,16 @@ import io
 import json
 import zipfile
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from medsam3.demo import drawing
+from medsam3.demo.layout import _Events
 from medsam3.demo.study import FLOOR, Layers, Study
 from medsam3.demo.visits import Visits
 from medsam3.prediction.image import ImagePredictor
@@ -198,6 +201,24 @@ def test_a_wrong_upload_is_said_and_leaves_nothing(names, expected, visits, tmp_
         visits.opened([str(visits.cache / name) for name in names])
     assert str(visits.folder) not in visits.words_of(raised.value)
     assert not list(visits.folder.iterdir())
+
+
+def test_an_error_that_nobody_thought_of_is_a_message_too(visits, monkeypatch, capsys):
+    events = _Events(SimpleNamespace(Error=lambda words, **_: RuntimeError(words)), visits)
+    monkeypatch.setattr("medsam3.demo.study.read_picture", lambda *_: {}["no <such> key"])
+    path = save_picture(visits.cache / "a.png", PICTURE)
+    with pytest.raises(RuntimeError, match="KeyError: nobody thought of this"):
+        events.upload([str(path)], FLOOR, 0.5, "session")
+    assert "no <such> key" in capsys.readouterr().err and not list(visits.folder.iterdir())
+    monkeypatch.setattr("medsam3.demo.drawing.figure", lambda *_: {}["no <such> key"])
+    with pytest.raises(RuntimeError, match="KeyError: nobody thought of this"):
+        events.redraw(Study("a", None, Shown(PICTURE, 1, ())), 1, FLOOR, 0.5)
+
+
+def test_pages_of_a_tiff_are_slices(visits):
+    tifffile.imwrite(visits.cache / "a.tif", PICTURE.transpose(2, 0, 1), photometric="minisblack")
+    study = visits.opened([str(visits.cache / "a.tif")])
+    assert len(study) == 3 and np.array_equal(study.picture(1)[..., 0], PICTURE[..., 1])
 
 
 def test_a_file_of_this_machine_is_no_upload(visits, tmp_path):
