@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -103,6 +104,14 @@ def send(number: signal.Signals):
     return lambda: os.kill(os.getpid(), number)
 
 
+def send_to_all(number: signal.Signals):
+    """From another process to this one and its data loading processes, as torchrun does."""
+    return lambda: subprocess.run(
+        ["kill", f"-{number}", *(str(process.pid) for process in multiprocessing.active_children()), str(os.getpid())],
+        check=True,
+    )
+
+
 def ending(*_: object, **__: object) -> None:
     raise KeyError("as a kill would")
 
@@ -119,10 +128,11 @@ def test_a_signal_finishes_the_step_saves_and_the_run_goes_on_to_the_same_number
     if step != 5 and name != "SIGTERM":
         pytest.skip("once is enough")
     before = signal.getsignal(signal.SIGTERM)
+    loaders, sent = (1, send_to_all) if name == "SIGTERM" else (0, send)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "optimizer_step", before_step(step, send(signal.Signals[name])))
+        patch.setattr(trainer, "optimizer_step", before_step(step, sent(signal.Signals[name])))
         with pytest.raises(SystemExit) as ended:
-            trainer.train(configure(*SETTINGS))
+            trainer.train(configure(*SETTINGS, f"data.workers={loaders}"))
     assert ended.value.code == status and signal.getsignal(signal.SIGTERM) == before
     assert f"stopped by {name} after step {step}, which is saved" in capsys.readouterr().out
     assert state(tmp_path / "run")["progress"]["step"] == step
