@@ -17,13 +17,13 @@ from medsam3.checkpoints.weights import weights_hash
 from medsam3.command_line import run_script
 from medsam3.config import PredictConfig, register_schemas
 from medsam3.files import folder_lock, writable_folder, write_text
-from medsam3.messages import one_of
+from medsam3.messages import listed, one_of
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
 from medsam3.prediction.challenge import find_cases, segment_cases
 from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.jobs import Work, find_work
-from medsam3.prediction.outputs import OUTPUTS, json_text, write_coco
+from medsam3.prediction.outputs import COCO, OUTPUTS, json_text, write_coco
 from medsam3.prediction.remarks import LIST_CONCEPTS, remarks
 from medsam3.prediction.segmentation import Run, exclusive_of, segment
 from medsam3.prediction.volume_predictor import open_volume_predictor
@@ -91,7 +91,10 @@ def _predict(config: PredictConfig, work: Work, cases: list[Path], folder: Path,
                 own = [
                     p for p in work.pictures if p.output == output and p.folder.as_posix() in done and not p.is_volume
                 ]
-                write_coco(output, [(picture.path, picture.folder) for picture in own])
+                gone = write_coco(output, [(picture.path, picture.folder) for picture in own])
+                if gone:
+                    run.remarks.append(f"{output / COCO} holds this run's pictures; no more: {listed(gone, 3)}")
+                    print(f"remark   {run.remarks[-1]}")
         run.finished = True
     finally:
         write_text(folder / RECORD, json_text(dataclasses.asdict(run)))

@@ -171,12 +171,16 @@ OUTPUTS: dict[str, Callable[[PictureResult, Path], None]] = {
 }
 
 
-def write_coco(output: Path, folders: Sequence[tuple[Path, Path]]) -> None:
-    """coco.json of all pictures of an output folder.
+def write_coco(output: Path, folders: Sequence[tuple[Path, Path]]) -> list[str]:
+    """coco.json of all pictures of an output folder; returns those that the one before held and this one does not.
 
     Args:
         folders: file and result folder of each picture, in the order of their numbers.
     """
+    try:
+        before = [image["file_name"] for image in json.loads((output / COCO).read_text(encoding="utf-8"))["images"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: dict[str, int] = {}
@@ -192,6 +196,8 @@ def write_coco(output: Path, folders: Sequence[tuple[Path, Path]]) -> None:
             annotations.append({**numbers, "iscrowd": 0, "area": entry.pop("area_px"), **entry})
     listed = [{"id": number, "name": name} for name, number in categories.items()]
     write_text(output / COCO, json_text({"images": images, "categories": listed, "annotations": annotations}))
+    kept = {image["file_name"] for image in images}
+    return [name for name in before if name not in kept]
 
 
 def file_name(prompt: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,24 @@ def test_what_is_done_is_not_done_again_unless_it_was_asked_otherwise(pictures, 
     predict(predict_config(pictures, seed=1, prompts=["liver"]))
     predict(predict_config(pictures, seed=1, prompts=["liver"], prediction__union_threshold=0.4))
     assert len(asked) == 9
+
+
+def test_a_run_that_was_killed_comes_to_the_same_files(pictures, capsys):
+    asked = {"prompts": ["polyp", "liver"], "outputs": ["index", "masks", "coco", "overlays"], **RULE}
+    predict(predict_config(pictures, **asked))
+    whole = {path: path.read_bytes() for path in (pictures / "out").rglob("*") if path.is_file()}
+    shutil.rmtree(pictures / "out/a.png")  # b.png alone is done
+    (pictures / "out/coco.json").unlink()
+    (pictures / "out/.a.png.partial").mkdir()
+    (pictures / "out/.a.png.partial/index.png").write_bytes(b"half")
+    run = predict(predict_config(pictures, **asked))
+    assert [entry["resumed"] for entry in run.pictures] == [False, True]
+    again = {path: path.read_bytes() for path in (pictures / "out").rglob("*") if path.is_file()}
+    record = pictures / "out/run.json"
+    assert whole.pop(record) == again.pop(record).replace(b'"resumed": true', b'"resumed": false') and whole == again
+    assert "coco.json" not in capsys.readouterr().out
+    predict(predict_config(pictures, **asked | {"input": str(pictures / "in/sub/b.png")}))
+    assert f"coco.json holds this run's pictures; no more: {pictures}/in/a.png" in capsys.readouterr().out
 
 
 def test_two_runs_do_not_mix_their_files(pictures):
