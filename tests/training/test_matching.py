@@ -144,6 +144,13 @@ def test_a_query_is_matched_to_its_own_targets_only() -> None:
         assert torch.equal(owner[matches.target], matches.batch)
 
 
+def test_layers_taken_one_by_one_have_the_same_matches(monkeypatch) -> None:
+    _, output, targets = random_batch([2, 0, 3], layers=3)
+    together = run_match(output, targets).one_to_one
+    monkeypatch.setattr("medsam3.training.matching._COSTS_AT_ONCE", 1)
+    assert torch.equal(run_match(output, targets).one_to_one.source, together.source)
+
+
 def test_no_targets_give_no_matches() -> None:
     _, output, targets = random_batch([0, 0], layers=2)
     for on_auxiliary_layers in (False, True):
