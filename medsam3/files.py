@@ -113,7 +113,7 @@ def needs_room(path: Path, need_bytes: int) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's word for a full disk is RuntimeError
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-        cause = "the disk is full, or the quota used up" if full or free < need_bytes else "the disk or its quota?"
+        cause = "the disk is full, or the quota used up" if full or free < need_bytes else "its quota, or ulimit -f"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(
             f"{path}: cannot be written, {need_bytes / 1e9:.2g} GB are needed and {free / 1e9:.2g} GB free ({reason}); "

@@ -35,9 +35,9 @@ def chart(lines: Mapping[str, Sequence[Point]], log: bool, over: str, marks: Seq
         return LEFT + (x - x_span[0]) / (x_span[1] - x_span[0]) * (RIGHT - LEFT), BOTTOM - place * (BOTTOM - TOP)
 
     parts = []
-    for tick in ticks:
+    for tick, label in zip(ticks, _labels(ticks), strict=True):
         y = at(x_span[0], tick)[1]
-        parts += [_path(f"M{LEFT} {y:.1f}H{RIGHT}", "#ddd", 1), _text(LEFT - 5, y + 4, _number(tick), anchor="end")]
+        parts += [_path(f"M{LEFT} {y:.1f}H{RIGHT}", "#ddd", 1), _text(LEFT - 5, y + 4, label, anchor="end")]
     for tick in _evenly(*x_span)[2]:
         if x_span[0] <= tick <= x_span[1]:
             x = at(tick, low)[0]
@@ -115,8 +115,17 @@ def _decades(low: float, high: float) -> tuple[float, float, list[float]]:
     return below, above, ticks[:: math.ceil(len(ticks) / 7)]
 
 
-def _number(value: float) -> str:
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """Of round numbers, with as many digits as they have."""
+    for digits in range(3, 13):
+        labels = [_number(tick, digits) for tick in ticks]
+        if all(math.isclose(float(label.replace(",", "")), tick) for label, tick in zip(labels, ticks, strict=True)):
+            break
+    return labels
+
+
+def _number(value: float, digits: int = 3) -> str:
     """As short as it can be read: 0.42, 1,200, 3.1e-5."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:,.0f}" if abs(value) >= 1000 and digits == 3 else f"{value:.{digits}g}"
+    return f"{value:.{digits - 1}g}".replace("e-0", "e-").replace("e+0", "e")

@@ -70,19 +70,19 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Loss": (
-        Panel("Total", "loss/(total)", "loss", "Weighted sum of all layers and both branches; falls.", log=True),
-        Panel("Final layer, one-to-one", "loss/(?!total|mask|semantic)(.*)", "loss", "Unweighted terms.", log=True),
+        Panel("Total", "loss/(total)", "", "Weighted sum of all layers and both branches; falls.", log=True),
+        Panel("Final layer, one-to-one", "loss/(?!total|mask|semantic)(.*)", "", "Unweighted terms.", log=True),
         Panel(
             "Masks",
             "loss(_o2m)?/((?:mask|semantic).*)",
-            "loss",
+            "",
             "Of the instance masks and the semantic head.",
             log=True,
         ),
         Panel(
             "Final layer, one-to-many",
             "loss_o2m/(?!mask)(.*)",
-            "loss",
+            "",
             "The branch that exists in training only.",
             log=True,
         ),
@@ -90,12 +90,15 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
             Panel(
                 f"{term} by layer, {branch}",
                 rf"loss(?:_layers)?{half}/{key}(?:_(\d+))?",
-                "loss",
-                "Unweighted; later layers should be lower.",
+                "",
+                words,
                 log=True,
                 rest="final layer",
             )
-            for half, branch in (("", "one-to-one"), ("_o2m", "one-to-many"))
+            for half, branch, words in (
+                ("", "one-to-one", "Unweighted; later layers should be lower."),
+                ("_o2m", "one-to-many", "Unweighted; the final layer has more matches, so it lies higher."),
+            )
             for term, key in (("Class", "class"), ("Box", "box"), ("GIoU", "giou"), ("Presence", "presence"))
             if (half, key) != ("_o2m", "presence")
         ),

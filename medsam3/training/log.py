@@ -90,8 +90,10 @@ class RunLog:
         """A line of events.jsonl: that the run started, resumed, stopped or ended. A full disk leaves it out."""
         if distributed.is_main():
             line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": what, "step": step, **facts}
-            with contextlib.suppress(OSError), (self._folder / EVENTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            path = self._folder / EVENTS
+            with contextlib.suppress(OSError):
+                before = path.read_text(encoding="utf-8") if path.exists() else ""
+                write_text(path, f"{before}{json.dumps(line)}\n")  # whole, also where a kill or a full disk meets it
 
     @contextmanager
     def failures(self, progress: Any) -> Iterator[None]:

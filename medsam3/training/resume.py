@@ -135,10 +135,11 @@ class StateWriter:
         if error:
             raise OSError(error)
 
-    def close(self) -> None:
-        """Let the thread finish, after an error elsewhere."""
+    def close(self) -> str:
+        """Let the thread finish, after an end elsewhere; what kept it from writing, if anything did."""
         if self._thread is not None:
             self._thread.join()
+        return self._error
 
     def _copy(self, value: Any, name: str) -> Any:
         """The same with tensors in memory of their own, which is used again for the next state."""
@@ -170,7 +171,8 @@ class StateWriter:
             self._step = state["progress"]["step"]
 
     def _put_aside(self, path: Path) -> None:
-        """Give the state of before a second name, by its step, and remove the oldest ones beyond `keep`."""
+        """Give the state of before a second name, by its step; remove the oldest ones beyond `keep`, and those of later
+        steps, from which somebody went back."""
         if self._keep > 1 and path.exists():
             older = path.with_name(f"state_{self._step:08d}.pt")
             older.unlink(missing_ok=True)
@@ -178,7 +180,9 @@ class StateWriter:
                 os.link(path, older)
             except OSError:  # a file system without links
                 shutil.copy2(path, older)
-        for old in sorted(path.parent.glob("state_*.pt"), reverse=True)[self._keep - 1 :]:
+        there = sorted(path.parent.glob("state_*.pt"), reverse=True)
+        before = [old for old in there if old.name <= f"state_{self._step:08d}.pt"]
+        for old in {*there}.difference(before[: self._keep - 1]):
             old.unlink()
 
 
@@ -214,11 +218,12 @@ def read_last(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
         Progress(**state["progress"])
         stored = state["config"]
     except Exception as error:  # torch names no common class for a damaged file
-        raise ValueError(f"{path}: not a run's state ({error}); remove it to start again") from error
-    _let_grow(stored.get("trainer", {}), config["trainer"])
+        older = sorted(file.name for file in folder.glob("state_*.pt"))[-1:]
+        also = f", or put {older[0]} in its place" if older else ""
+        raise ValueError(f"{path}: not a run's state ({error}); remove it to start again{also}") from error
     differing = [
         line
-        for line in differing_keys(stored, config)
+        for line in differing_keys(stored | {"trainer": _grown(stored.get("trainer", {}), config["trainer"])}, config)
         if not any(line.startswith((f"{key}:", f"{key}.")) for key in FREE_KEYS)
     ]
     if differing:
@@ -229,11 +234,14 @@ def read_last(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def _let_grow(stored: dict[str, Any], now: Mapping[str, Any]) -> None:
-    """Take over a longer run's length; null means no end."""
-    for key in GROWING_KEYS:
-        if now[key] is None or (stored.get(key) is not None and now[key] > stored[key]):
-            stored[key] = now[key]
+def _grown(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored settings with a longer run's length; null means no end."""
+    longer = {
+        key: now[key]
+        for key in GROWING_KEYS
+        if now[key] is None or (stored.get(key) is not None and now[key] > stored[key])
+    }
+    return {**stored, **longer}
 
 
 def restore(

@@ -41,7 +41,7 @@ from medsam3.training.losses import HEADS, SetPredictionLoss
 from medsam3.training.meter import StepMeter, Workload
 from medsam3.training.optim import build_optimizer
 from medsam3.training.plan import Fit, fitting, peak_flops
-from medsam3.training.resume import Progress, StateWriter, data_hashes, read_last, restore
+from medsam3.training.resume import GROWING_KEYS, Progress, StateWriter, data_hashes, read_last, restore
 from medsam3.training.schedule import batch_factor, rates_of_run
 from medsam3.training.schedule import describe as describe_rates
 from medsam3.training.stopping import StopRequest, heed_parent_alone
@@ -134,7 +134,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
     )
     peak = peak_flops(torch.cuda.get_device_name(device), config.trainer.bf16) if device.type == "cuda" else None
     run.meter.work = Workload(*fit.model_flops, peak) if peak else None
-    _say(run, rates, fit.said, state["config"]["processes"] if state else None)
+    _say(run, rates, fit.said, state["config"] if state else None)
     return run
 
 
@@ -153,11 +153,11 @@ def _loaded(config: TrainConfig, last: Path | None) -> LoadedModel:
     return shape_of_sam3(last, config.model.image_size)
 
 
-def _say(run: Run, rates: str, planned: str, processes_before: int | None) -> None:
+def _say(run: Run, rates: str, planned: str, before: dict[str, Any] | None) -> None:
     """The first lines of a run: what it starts from, on what data, at which rates.
 
     Args:
-        processes_before: of the run that is resumed; None: it starts.
+        before: the stored configuration of the run that is resumed; None: it starts.
     """
     config, progress, processes = run.config, run.progress, distributed.world_size()
     say = run.log.line
@@ -175,17 +175,33 @@ def _say(run: Run, rates: str, planned: str, processes_before: int | None) -> No
     rule, *others = config.prediction.rules
     beside = f", {' and '.join(others)} beside it" if others else ""
     say(f"masks    {rule} chooses the best{beside}; {MASKS_TRAINED[HEADS[config.loss.variant]].replace('`', '')}")
-    resumed = processes_before is not None
-    start = f"resumes at step {progress.step}" if resumed else f"starts from {config.model.checkpoint}"
+    start = f"starts from {config.model.checkpoint}" if before is None else f"resumes at step {progress.step}"
+    if progress.validated and progress.step >= run.total_steps:
+        start = f"is finished at step {progress.step} (trainer.epochs and trainer.max_steps may grow)"
     say(f"run      {run.folder}: {start}, {run.total_steps} steps, {processes} process(es) on {run.device.type}")
     facts = {"total_steps": run.total_steps, "processes": processes, "device": device_name(run.device), "mfu": mfu}
-    run.log.event("resumed" if resumed else "started", progress.step, facts)
-    if resumed and processes_before != processes:
+    run.log.event("started" if before is None else "resumed", progress.step, facts)
+    if before is not None:
+        _say_changes(run, before)
+
+
+def _say_changes(run: Run, before: dict[str, Any]) -> None:
+    """What makes the numbers of a resumed run others than those of an unbroken one."""
+    say, progress, processes = run.log.line, run.progress, distributed.world_size()
+    if before["processes"] != processes:
         images = run.sampler.images_per_batch * processes
         say(
-            f"run      had {processes_before} process(es) before: the epoch goes on at its image {progress.images} of "
-            f"{run.sampler.images}, a step now has {images} images and random numbers are drawn anew, so the numbers "
-            "are not those of an unbroken run"
+            f"run      had {before['processes']} process(es) before: the epoch goes on at its image {progress.images} "
+            f"of {run.sampler.images}, a step now has {images} images and random numbers are drawn anew, so the "
+            "numbers are not those of an unbroken run"
+        )
+    length = {key: before["trainer"][key] for key in GROWING_KEYS}
+    shorter = dataclasses.replace(run.config, trainer=dataclasses.replace(run.config.trainer, **length))
+    planned = _total_steps(shorter, run.sampler, progress)
+    if planned != run.total_steps:
+        say(
+            f"run      was planned for {planned} steps before: its rates went by those and from here on go by "
+            f"{run.total_steps}, so the numbers are not those of a run planned for so many at once"
         )
 
 

@@ -113,7 +113,9 @@ def _run_epochs(run: Run) -> None:
                 with run.stop.nothing_to_lose():
                     _log_asked(run)
                     validate(run)
-            except SystemExit:
+            except SystemExit as ended:
+                if error := run.writer.close():
+                    raise OSError(error) from ended
                 _say_stopped(run, run.stop.signal)
                 raise
             progress.validated = True

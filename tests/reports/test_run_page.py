@@ -45,7 +45,7 @@ def test_the_page_of_a_trained_run_is_one_file_and_holds_its_cases(run, tmp_path
     assert done.stdout == f"report   {folder}/report.html\n"
     page = (folder / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)|https?:|url\(|@import', page)
-    for words in ("Finished (ended", "No MFU: no peak is known of CPU.", "Total, loss", "Dice by data set", "mni152"):
+    for words in ("Finished (ended", "No MFU: no peak is known of CPU.", "<h3>Total<", "Dice by data set", "mni152"):
         assert words in page
     cells = re.findall(r'<td class="word">([^<]*)', page)
     assert cells[(place := cells.index("trainer.max_steps")) + 1 : place + 3] == ["None", "1"]
@@ -101,6 +101,13 @@ def test_a_chart_puts_values_where_they_belong():
     drawn = curves.chart({"a": [(0, 0.0), (50, 4.0)], "b": [(0, 2.0), (50, float(1))]}, log=False, over="epoch")
     assert 'd="M48.0 244.0L388.0 14.0"' in drawn and 'd="M48.0 129.0L388.0 186.5"' in drawn
     assert curves.chart({"a": [(0, 0.0)]}, log=True, over="step") == ""
+
+
+def test_ticks_are_told_apart():
+    drawn = curves.chart({"a": [(0, 0.34701), (50, 0.34789)]}, log=False, over="step")
+    assert ">0.34725<" in drawn and ">0.34750<" not in drawn and "<b>0.348</b>" in drawn
+    assert curves._labels([0.0, 2000.0, 4000.0]) == ["0", "2,000", "4,000"]
+    assert curves._labels([1000.2, 1000.4]) == ["1000.2", "1000.4"]
 
 
 def test_a_long_line_is_thinned_by_means():

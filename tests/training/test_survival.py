@@ -7,6 +7,7 @@ import errno
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,17 @@ def test_a_signal_in_the_validation_ends_at_once_because_all_is_saved(
     assert lines(tmp_path / "run") == unbroken[0]
 
 
+def test_a_signal_in_the_validation_does_not_hide_a_full_disk(configure, monkeypatch, tmp_path, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(resume.torch, "save", full)
+    monkeypatch.setattr(trainer, "mean_score", lambda scores: send(signal.SIGTERM)())
+    with pytest.raises(OSError, match=r"state\.pt: cannot be written"):
+        trainer.train(configure("trainer.max_steps=1", "evaluation.images=1"))
+    assert "which is saved" not in capsys.readouterr().out
+
+
 def test_a_finished_run_goes_on_where_it_gets_more_epochs_but_not_fewer(configure, monkeypatch, tmp_path, capsys):
     trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
     finished = lines(tmp_path / "run")
@@ -186,7 +198,9 @@ def test_a_finished_run_goes_on_where_it_gets_more_epochs_but_not_fewer(configur
     assert lines(tmp_path / "run") == finished and "check/best_dice" in check
     assert not any(path.exists() for path in left)
     trainer.train(configure("trainer.epochs=2", "evaluation.images=1"))
-    assert f"resumes at step {STEPS}, {2 * STEPS} steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"is finished at step {STEPS} (" in said and f"resumes at step {STEPS}, {2 * STEPS} steps" in said
+    assert said.count(f"was planned for {STEPS} steps before: its rates went by those and from here on go by 16") == 1
     assert lines(tmp_path / "run")[: len(finished)] == finished and lines(tmp_path / "run")[-1]["step"] == 2 * STEPS
     with pytest.raises(ValueError, match=r"trainer\.epochs: 2 -> 1"):
         trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
@@ -313,6 +327,9 @@ def test_the_newest_states_are_kept(configure, tmp_path):
     assert names == ["state.pt", "state_00000004.pt", "state_00000005.pt"]  # step 5 before its validation
     older = torch.load(tmp_path / "run/last/state_00000004.pt", weights_only=True)
     assert older["progress"]["step"] == 4
+    writer = resume.StateWriter(tmp_path / "run/last", keep=2, step=4)  # somebody went back to step 4
+    writer._put_aside(tmp_path / "run/last/state.pt")
+    assert [path.name for path in (tmp_path / "run/last").glob("state_*.pt")] == ["state_00000004.pt"]
 
 
 def test_a_state_that_cannot_be_written_for_any_reason_ends_the_run(tmp_path):
@@ -333,12 +350,30 @@ def test_lines_of_the_end_count_only_with_the_state_that_has_them(validated, con
     assert log.ends_with("check/best_dice") == validated
 
 
+def test_an_event_for_which_there_is_no_room_leaves_those_before_it_whole(configure, tmp_path):
+    log = RunLog(tmp_path, "run", configure().wandb, {}, step=0)
+    log.event("started", 0, {})
+    before = (tmp_path / "events.jsonl").read_text()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 9, limits[1]))
+    try:
+        log.event("stopped", 1, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.close()
+    assert (tmp_path / "events.jsonl").read_text() == before
+
+
 @pytest.mark.parametrize("content", [b"", b"not a state", None])
 def test_a_damaged_state_is_refused(content, configure, tmp_path):
     (tmp_path / "run/last").mkdir(parents=True)
     path = tmp_path / "run/last/state.pt"
     torch.save({"model": {}}, path) if content is None else path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"state\.pt: not a run's state .*; remove it to start again"):
+    (tmp_path / "run/last/state_00000008.pt").touch()
+    with pytest.raises(
+        ValueError,
+        match=r"state\.pt: not a run's state .*; remove it to start again, or put state_00000008\.pt in its place",
+    ):
         trainer.train(configure())
 
 
