@@ -14,7 +14,7 @@ from pathlib import Path
 from medsam3.files import write_text
 from medsam3.reports.comparison_tables import comparison_json, comparison_markdown
 from medsam3.results.comparison import Contestant, Settings, compare
-from medsam3.results.folder import Results, is_of_volumes, pick, read_results, read_volumes
+from medsam3.results.folder import is_of_volumes, pick, read_results, read_volumes
 
 
 def main() -> None:
@@ -56,8 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
     names = arguments.names or arguments.results
     if len(names) != len(arguments.results) or len(set(names)) < len(names):
         raise ValueError(f"{len(arguments.results)} results need as many different names, not {', '.join(names)}")
+    every = [path for paths in arguments.results for path in paths.split(",")]
+    read = read_volumes if any(map(is_of_volumes, every)) else read_results  # a folder may hold both
     contestants = [
-        Contestant(name, [pick(_read(path), arguments.datasets) for path in paths.split(",")])
+        Contestant(name, [pick(read(path), arguments.datasets) for path in paths.split(",")])
         for name, paths in zip(names, arguments.results, strict=True)
     ]
     settings = Settings(
@@ -74,10 +76,6 @@ def run(arguments: argparse.Namespace) -> None:
     write_text(arguments.output / "comparison.md", text)
     write_text(arguments.output / "comparison.json", comparison_json(*found))
     print(f"{text}\ncomparison.md and comparison.json lie in {arguments.output}")
-
-
-def _read(path: str) -> Results:
-    return read_volumes(path) if is_of_volumes(path) else read_results(path)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Visits:
         torch.manual_seed(config.seed)  # the weights of `tiny`
         loaded = load_sam3(config.checkpoint, config.image_size)
         all_instances = dataclasses.replace(config.prediction, rules=[RULE], union_threshold=FLOOR)
-        detector = TextDetector(loaded.model).to(device)
+        detector = TextDetector(loaded.model).to(device).eval()
         predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, all_instances, config.bf16)
         volumes = None
         if config.volume.mode == "tracker" or config.volume.tracker is not None:

@@ -71,7 +71,7 @@ def open_source(
     if config.prompt != "text":
         report.append(f"WARNING  prompt={config.prompt}: the model is shown where the truth lies")
     weights = weights_hash(loaded.model)
-    detector = TextDetector(loaded.model).to(device)
+    detector = TextDetector(loaded.model).to(device).eval()
     predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, config.prediction, config.bf16)
     noisy = config.prompt == "noisy_box"
     noise = BoxNoise(config.box_noise, config.box_noise_max_px, config.seed)

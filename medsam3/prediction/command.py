@@ -76,7 +76,7 @@ def _predict(config: PredictConfig, work: Work, cases: list[Path], folder: Path,
     prompts = list(dict.fromkeys(prompt for picture in work.pictures for prompt in picture.prompts))
     print(f"model    {loaded.report}")
     asked = _asked(config, loaded, device)
-    detector = TextDetector(loaded.model).to(device)
+    detector = TextDetector(loaded.model).to(device).eval()
     predictor = ImagePredictor(detector, loaded.tokenizer, loaded.image_size, config.prediction, config.bf16)
     volumes = open_volume_predictor(predictor, config.volume, config.checkpoint)
     run = Run(asked | volumes.facts, [*volumes.remarks, *remarks(loaded, prompts)], work.left_out)

@@ -194,7 +194,9 @@ class ImagePredictor:
         """
         assert len(images) == 1 or (not len(boxes) and detected_from is None)
         was_training = self.detector.training
-        self.detector.eval()
+        switched = any(module.training for module in self.detector.modules())  # to look costs a fifth of to set
+        if switched:
+            self.detector.eval()
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 pixels = torch.stack([image_to_tensor(image, self.image_size) for image in images])
@@ -219,7 +221,8 @@ class ImagePredictor:
                             query = dataclasses.replace(query, detections=own)
                         yield query
         finally:
-            self.detector.train(was_training)
+            if switched:
+                self.detector.train(was_training)
 
     def _encoded(self, prompts: list[str]) -> TextFeatures:
         for text in prompts:

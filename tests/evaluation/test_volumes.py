@@ -193,6 +193,8 @@ def test_results_of_volumes_are_compared_volume_by_volume(corpus_of, tmp_path, m
     assert "Paired by volume" in (tmp_path / "comparison/comparison.md").read_text()
     done = run_script("compare.py", "first", "third", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "volume.mode: detector -> tracker" in done.stderr, done.stderr
+    for name in ("results.csv", "results.json"):
+        (tmp_path / "first" / name).write_text("of slices, in the same folder")
     run_script("compare.py", "first", "third", "--allow", "volume", cwd=tmp_path)
     text = (tmp_path / "third/results_volumes.csv").read_text()
     (tmp_path / "third/results_volumes.csv").write_text(text.replace("1.000000", "0.900000"))
