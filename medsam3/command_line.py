@@ -24,6 +24,7 @@ from medsam3.folders import CONFIG_FOLDER
 
 T = TypeVar("T")
 LOST = re.compile("onnection (closed|reset) by peer|onnection refused|NCCL|Broken pipe|Timed out", re.IGNORECASE)
+QUOTES = "A list is key=[a,b]; brackets, commas and = within a value need quotes of their own: 'key=\"photos (2)\"'"
 REMOVED = {  # words of the command line that other ones stand for
     "dataset": "the key is datasets=; in evaluate.py split=",
     "data.datasets": "the key is datasets=",
@@ -119,6 +120,7 @@ def explain(error: BaseException) -> str:
     found = re.search(r"Key '([^']*)' not in '(\w+)'", text)
     owner = getattr(config, found.group(2), None) if found else None
     if found is None or not dataclasses.is_dataclass(owner):
+        text = re.sub(r"See https://hydra\.cc/\S*override_grammar\S* for details", QUOTES, text)
         lines = [line for line in text.splitlines() if not line.lstrip().startswith(("reference_type", "object_type"))]
         return "\n".join(line for line in lines if "Config search path" not in line and "provider=" not in line)
     full_key = re.search(r"full_key: (\S+)", text)

@@ -77,6 +77,8 @@ def test_a_lost_connection_is_one_line_under_torchrun_and_a_traceback_elsewhere(
 def test_an_error_of_a_library_says_how_to_see_where_and_one_of_ours_does_not(start, capsys):
     assert start(lambda config: json.loads("{")) == 2
     assert "(JSONDecodeError of decoder.py; MEDSAM3_TRACEBACK=1 before the command" in capsys.readouterr().err
+    assert start(lambda config: None, "name=a,b=c") == 2
+    assert "hydra.cc" not in (said := capsys.readouterr().err) and "need quotes of their own" in said
     assert start(lambda config: None, "trainer.epochs=0") == 2
     assert "MEDSAM3_TRACEBACK" not in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from PIL import Image
 UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, zlib.error, Image.DecompressionBombError)
 META_IMAGE = (".mha", ".mhd")
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
-PHOTOMETRIC = 262  # a tag of TIFF; 0: the lowest value is white
+PHOTOMETRIC, BITS, SAMPLES = 262, 258, 339  # tags of TIFF; PHOTOMETRIC 0: the lowest value is white
+UNSIGNED, SIGNED = (None, 1), 2  # SAMPLES
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice as large is refused
 Range = tuple[float, float]
 
 
@@ -61,7 +64,7 @@ def read_image(path: Path, window: Range | None = None, percentiles: Range | Non
                 if file.mode not in WIDE_MODES:
                     return np.array(file if file.mode == "RGB" else file.convert("RGB"))
                 lowest_is_white = getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == 0
-                values = np.asarray(file)
+                values = _stored(file)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     grey = to_8_bit(values, window, percentiles, str(path))
@@ -82,7 +85,7 @@ def read_mask(path: Path) -> NDArray[Any]:
             return _read_meta_image(path)
         with _opened(path) as file:
             if file.mode in ("L", "P", "RGB", *WIDE_MODES):
-                return np.asarray(file)
+                return _stored(file)
             if "A" in file.getbands() and len(set(file.getchannel("A").getextrema())) > 1:
                 raise ValueError("its alpha channel holds several values, perhaps the mask; save that as a grey file")
             return np.asarray(file.convert("L" if file.mode in ("1", "LA", "La") else "RGB"))
@@ -95,7 +98,22 @@ def _opened(path: Path) -> Image.Image:
         raise OSError("it is no file")
     if path.suffix.lower() == ".gz":
         return Image.open(io.BytesIO(gzip.decompress(path.read_bytes())))
-    return Image.open(path)
+    file = Image.open(path)
+    if file.mode == "L" and _tag(file, SAMPLES) == SIGNED:
+        raise ValueError("signed values of 8 bits, which Pillow takes for unsigned ones; save it with 16 bits")
+    return file
+
+
+def _tag(file: Image.Image, number: int) -> int | None:
+    """Of a TIFF file, for its first channel."""
+    return (getattr(file, "tag_v2", {}).get(number) or (None,))[0]
+
+
+def _stored(file: Image.Image) -> NDArray[Any]:
+    """Its values; Pillow takes unsigned ones of 32 bits for signed ones."""
+    values = np.asarray(file)
+    wraps = file.mode == "I" and _tag(file, BITS) == 32 and _tag(file, SAMPLES) in UNSIGNED
+    return values.view(np.uint32) if wraps else values
 
 
 def _meta_image(path: Path) -> sitk.ImageFileReader:

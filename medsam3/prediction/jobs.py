@@ -141,6 +141,7 @@ def _found(entry: str, outputs: Iterable[Path], left_out: Counter[str]) -> Itera
         files = sorted(Path(name) for name in glob.glob(entry, recursive=True))
     else:
         raise ValueError(f"input={entry}: no such file or folder")
+    left_out.update("links to folders or to nothing" for file in files if file.is_symlink() and not file.is_file())
     taken = list(_taken([file for file in files if file.is_file()], base, outputs, left_out))
     if not taken:
         others = f"; it holds {listed(f'{count} {what}' for what, count in left_out.items())}" if left_out else ""
@@ -159,10 +160,11 @@ def _taken(
     files: Sequence[Path], base: Path, outputs: Iterable[Path], left_out: Counter[str]
 ) -> Iterator[tuple[Path, Path]]:
     """Pictures and volumes; other files are counted, and slices of DICOM: their own folder has to be named."""
-    results = [folder.absolute() for folder in outputs]
+    place = base.absolute()
+    results = [own for folder in outputs if (own := folder.absolute()) != place and own.is_relative_to(place)]
     for path in files:
         name = path.relative_to(base)
-        below = any(path.absolute().is_relative_to(folder) for folder in results if folder != base.absolute())
+        below = any(path.absolute().is_relative_to(folder) for folder in results)
         if below or any((folder / RESULT).is_file() for folder in (path.parent, path.parent.parent)):
             left_out["files of results"] += 1
         elif any(part.startswith(".") for part in name.parts):

@@ -29,6 +29,8 @@ def _on(prompt: str, vocabulary: Vocabulary, tokenizer: ConceptTokenizer) -> Ite
     length, known, near = tokenizer.length(prompt), vocabulary.find(prompt), vocabulary.near(prompt)
     if length > TEXT_LENGTH:
         yield f"WARNING {length} tokens; the model reads the first {TEXT_LENGTH}, and the rest is cut"
+    if "," in prompt:
+        yield "asked as one prompt, with its comma; for several set prompts='[a, b]'"
     if known is None:
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"{LIST_CONCEPTS} shows what is"
         yield f"not in the vocabulary, asked as it is; {hint}"

@@ -21,6 +21,7 @@ TURNS = {  # EXIF orientation -> what a viewer does
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+OTHER_COLOURS = ("CMYK", "LAB", "HSV")
 SEVERAL_VIEWS = "MPO"  # of a camera: the first is the picture, the others are previews
 
 
@@ -53,9 +54,11 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
     window = config.scan.window
     pixels = read_image(path, _range(window), None if window else _range(config.scan.percentiles))
     notes = ["alpha channel left out"] if alpha else []
+    if mode in OTHER_COLOURS:
+        notes.append(f"{mode}: turned into RGB by formula, without a colour profile")
     if mode in WIDE_MODES:
         shown_by = f"window {window}" if window else f"percentiles {config.scan.percentiles}"
-        notes.append(f"{mode}: shown by {shown_by}")
+        notes.append(f"more than 8 bits ({mode}): shown by {shown_by}")
     elif window and not wide_colours:
         notes.append(f"8 bits: shown as they are, whatever scan.window {window}")
     if wide_colours:

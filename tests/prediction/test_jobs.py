@@ -66,6 +66,13 @@ def test_results_within_the_input_are_no_input(files):
     assert len(find_work(predict_config(files)).pictures) == 3  # of another run
 
 
+def test_results_may_lie_above_the_input_and_links_that_are_not_followed_are_counted(files):
+    (files / "in/again").symlink_to(files / "in")
+    (files / "in/gone.png").symlink_to(files / "in/nothing.png")
+    work = find_work(predict_config(files, output_dir=str(files)))
+    assert "2 links to folders or to nothing" in work.left_out and len(work.pictures) == 3
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -186,7 +186,7 @@ def test_200_prompts_on_one_picture(pictures):
 
 def test_what_the_user_should_know_is_said(pictures):
     long = " ".join(f"word{i}" for i in range(40))
-    prompts = f"prompts=[polpy,colorectal polyp,{long}]"
+    prompts = f"prompts=[polpy,colorectal polyp,{long},'polyp, liver']"
     done = run_script("predict.py", *TINY, "input=in/a.png", prompts, cwd=pictures)
     assert "prompt 'polpy': not in the vocabulary, asked as it is; did you mean 'polyp'?" in done.stdout
     assert (
@@ -194,7 +194,8 @@ def test_what_the_user_should_know_is_said(pictures):
         in done.stdout
     )
     assert "tokens; the model reads the first 32, and the rest is cut" in done.stdout
-    assert len(read(pictures / "runs/prediction/run.json")["remarks"]) == 4  # the long one is not in the vocabulary
+    assert len(read(pictures / "runs/prediction/run.json")["remarks"]) == 6  # the last two are not in the vocabulary
+    assert "prompt 'polyp, liver': asked as one prompt, with its comma; for several set prompts='[a, b]'" in done.stdout
 
 
 def test_too_many_masks_for_the_memory_are_a_failure_of_that_picture(pictures, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
+from medsam3.layouts.pixels import read_mask
 from medsam3.scans.picture_files import read_picture
 from tests.prediction.predict_config import predict_config
 
@@ -77,6 +78,20 @@ def test_colours_of_16_bits_are_noted(compression, tmp_path, config):
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", compression=compression)
     (note,) = read_picture(tmp_path / "a.tif", config).notes
     assert note.startswith("16 bits per colour") and note.endswith("brightest 15 of 255")
+
+
+def test_what_pillow_would_take_for_other_numbers(tmp_path, config):
+    config.scan.percentiles = [0.0, 100.0]
+    wide = np.array([[0, 2**31, 2**32 - 1]], np.uint32)  # Pillow: 0, -2147483648, -1
+    tifffile.imwrite(tmp_path / "a.tif", wide)
+    assert read_picture(tmp_path / "a.tif", config).pixels[0, :, 0].tolist() == [0, 128, 255]
+    assert read_mask(tmp_path / "a.tif").tolist() == wide.tolist()
+    tifffile.imwrite(tmp_path / "b.tif", np.array([[-100, 0, 100]], np.int8))
+    for read in (lambda: read_picture(tmp_path / "b.tif", config), lambda: read_mask(tmp_path / "b.tif")):
+        with pytest.raises(ValueError, match=r"b.tif: cannot be read \(signed values of 8 bits"):
+            read()
+    Image.fromarray(np.zeros((3, 4, 4), np.uint8), "CMYK").save(tmp_path / "c.jpg")
+    assert "CMYK: turned into RGB" in read_picture(tmp_path / "c.jpg", config).notes[0]
 
 
 def test_what_is_no_single_picture_is_refused(tmp_path, config):
