@@ -17,6 +17,7 @@ from medsam3.checkpoints.weights import weights_hash
 from medsam3.command_line import run_script
 from medsam3.config import PredictConfig, register_schemas
 from medsam3.files import folder_lock, writable_folder, write_text
+from medsam3.layouts.volume_cache import AXES
 from medsam3.messages import listed, one_of
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import LoadedModel, load_sam3
@@ -111,6 +112,8 @@ def _check(config: PredictConfig) -> None:
         raise ValueError(f"prediction.rules={config.prediction.rules}: one rule makes the masks; name one")
     if config.instances == "apart" and config.prediction.rules == ["semantic"]:
         raise ValueError("instances=apart: the rule semantic knows no instances; set prediction.rules=[union]")
+    if config.scan.axis is not None:
+        one_of("scan.axis", config.scan.axis, AXES)
     for key, values in (("scan.window", config.scan.window), ("scan.percentiles", config.scan.percentiles)):
         if values is not None and (len(values) != 2 or not values[0] < values[1]):
             raise ValueError(f"{key}={values}: must be two numbers, the lower one first")

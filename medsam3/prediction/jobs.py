@@ -27,6 +27,19 @@ RESULT = "prediction.json"  # marks a folder as one picture's results
 JOBS = ".json"
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its ending or, where that says nothing, by how DICOM files begin."""
+    name = path.name.lower()
+    if not path.is_file() or name.endswith((*PICTURES, *VOLUMES)) or name == "dicomdir":
+        return False
+    with path.open("rb") as file:
+        return name.endswith(DICOM) or file.read(132)[128:] == b"DICM"
+
+
+def _is_series(folder: Path) -> bool:
+    return folder.is_dir() and any(map(is_dicom, folder.iterdir()))
+
+
 @dataclass(frozen=True)
 class Job:
     """One entry of a jobs file."""
@@ -49,7 +62,7 @@ class Picture:
     def is_volume(self) -> bool:
         name = self.path.name.lower()
         stack = name.endswith(TIFF) and tiff_pages(self.path) > 1
-        return stack or self.path.is_dir() or name.endswith((*VOLUMES, *DICOM))
+        return stack or self.path.is_dir() or name.endswith(VOLUMES) or is_dicom(self.path)
 
 
 @dataclass(frozen=True)
@@ -130,8 +143,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _found(entry: str, outputs: Iterable[Path], left_out: Counter[str]) -> Iterator[tuple[Path, Path]]:
     """Path of each picture, and its name below the folder that was named."""
     path = Path(entry)
-    series = path.is_dir() and any(file.name.lower().endswith(DICOM) for file in path.iterdir())
-    if path.is_file() or series:
+    if path.is_file() or _is_series(path):
         yield path, Path(path.resolve().name)
         return
     if path.is_dir():
@@ -139,10 +151,13 @@ def _found(entry: str, outputs: Iterable[Path], left_out: Counter[str]) -> Itera
     elif glob.has_magic(entry):
         base = Path(*(part for part in _before_magic(path.parts[:-1])))
         files = sorted(Path(name) for name in glob.glob(entry, recursive=True))
+        above = {folder for file in files for folder in file.parents}
+        closed = [file for file in files if file.is_dir() and file not in above and not _is_series(file)]
+        left_out.update("folders, which a pattern does not open" for _ in closed)
     else:
         raise ValueError(f"input={entry}: no such file or folder")
     left_out.update("links to folders or to nothing" for file in files if file.is_symlink() and not file.is_file())
-    taken = list(_taken([file for file in files if file.is_file()], base, outputs, left_out))
+    taken = list(_taken(files, base, outputs, left_out))
     if not taken:
         others = f"; it holds {listed(f'{count} {what}' for what, count in left_out.items())}" if left_out else ""
         raise ValueError(f"input={entry}: no picture found (endings {' '.join(PICTURES)}){others}")
@@ -159,17 +174,20 @@ def _before_magic(parts: Sequence[str]) -> Iterator[str]:
 def _taken(
     files: Sequence[Path], base: Path, outputs: Iterable[Path], left_out: Counter[str]
 ) -> Iterator[tuple[Path, Path]]:
-    """Pictures and volumes; other files are counted, and slices of DICOM: their own folder has to be named."""
+    """Pictures, volumes and folders of DICOM series; other files are counted."""
     place = base.absolute()
     results = [own for folder in outputs if (own := folder.absolute()) != place and own.is_relative_to(place)]
+    series = [folder for folder in files if _is_series(folder)]
     for path in files:
         name = path.relative_to(base)
+        if not (path.is_file() or path in series) or any(folder in path.parents for folder in series):
+            continue
         below = any(path.absolute().is_relative_to(folder) for folder in results)
-        if below or any((folder / RESULT).is_file() for folder in (path.parent, path.parent.parent)):
+        if below or any((folder / RESULT).is_file() for folder in (path, path.parent, path.parent.parent)):
             left_out["files of results"] += 1
         elif any(part.startswith(".") for part in name.parts):
             left_out["hidden files"] += 1
-        elif path.name.lower().endswith((*PICTURES, *VOLUMES)):
+        elif path in series or path.name.lower().endswith((*PICTURES, *VOLUMES)):
             yield path, name
         else:
             left_out[f"files with the ending {path.suffix or '(none)'}"] += 1

@@ -66,6 +66,28 @@ def test_results_within_the_input_are_no_input(files):
     assert len(find_work(predict_config(files)).pictures) == 3  # of another run
 
 
+def test_folders_of_dicom_series_are_found_by_what_their_files_are(files):
+    for name in ("ct/IM0001", "ct/IM0002", "mr/deep/1.2.840.5", "mr/deep/notes.txt", "DICOMDIR"):
+        (files / "in/study" / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / "in/study" / name).write_bytes(bytes(128) + b"DICM")
+    (files / "in/study/mr/deep/notes.txt").write_bytes(b"no DICOM")
+    series = {f"{name}": (f"in/study/{name}", ("polyp",)) for name in ("ct", "mr/deep")}
+    whole = {f"out/{name}": found for name, found in series.items()}
+    assert places(files, input=str(files / "in/study")) == whole
+    assert all(p.is_volume for p in find_work(predict_config(files, input=str(files / "in/study"))).pictures)
+    assert places(files, input=str(files / "in/study/ct")) == {"out/ct": series["ct"]}
+    work = find_work(predict_config(files, input=str(files / "in/study/*")))
+    assert [picture.path.name for picture in work.pictures] == ["ct"]
+    assert work.left_out == ["1 files with the ending (none)", "1 folders, which a pattern does not open"]
+    assert find_work(predict_config(files, input=str(files / "in/study/ct/IM0001"))).pictures[0].is_volume
+    (files / "out/ct").mkdir(parents=True)
+    for name in (RESULT, "segmentation.dcm"):
+        (files / "out/ct" / name).touch()
+    (files / "out/a.png").touch()
+    above = find_work(predict_config(files, input=str(files / "out"), output_dir=str(files / "again")))
+    assert [picture.path.name for picture in above.pictures] == ["a.png"]
+
+
 def test_results_may_lie_above_the_input_and_links_that_are_not_followed_are_counted(files):
     (files / "in/again").symlink_to(files / "in")
     (files / "in/gone.png").symlink_to(files / "in/nothing.png")
