@@ -29,6 +29,7 @@ from medsam3.prediction.remarks import LIST_CONCEPTS, remarks
 from medsam3.prediction.segmentation import Run, exclusive_of, segment
 from medsam3.prediction.volume_predictor import open_volume_predictor
 from medsam3.registry.vocabulary import Vocabulary
+from medsam3.scans.scan import value_range
 from medsam3.versions import code_version, package_versions
 
 RECORD = "run.json"
@@ -114,9 +115,9 @@ def _check(config: PredictConfig) -> None:
         raise ValueError("instances=apart: the rule semantic knows no instances; set prediction.rules=[union]")
     if config.scan.axis is not None:
         one_of("scan.axis", config.scan.axis, AXES)
-    for key, values in (("scan.window", config.scan.window), ("scan.percentiles", config.scan.percentiles)):
-        if values is not None and (len(values) != 2 or not values[0] < values[1]):
-            raise ValueError(f"{key}={values}: must be two numbers, the lower one first")
+    for key, values in (("window", config.scan.window), ("percentiles", config.scan.percentiles)):
+        if values is not None:
+            value_range(key, values)
 
 
 def _check_exclusive(config: PredictConfig, prompts: Sequence[str]) -> None:

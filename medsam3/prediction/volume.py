@@ -50,10 +50,6 @@ class VolumePrediction:
                 masks[number, index] = overlaps.mask(number).numpy()
         return masks
 
-    def found(self) -> list[bool]:
-        """Whether each concept has a voxel."""
-        return [bool(mask.any()) for mask in self.masks]
-
 
 def detect_slices(pictures: Pictures, detect: DetectSlices, slices_per_pass: int) -> Iterator[list[Found]]:
     """What is found on each slice, [C], one slice after the other; they are computed in batches."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from medsam3.config import DemoConfig, PredictConfig
-from medsam3.layouts.pixels import WIDE_MODES, Range, read_image, unreadable
+from medsam3.layouts.pixels import WIDE_MODES, read_image, unreadable
+from medsam3.scans.scan import value_range
 
 TURNS = {  # EXIF orientation -> what a viewer does
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +53,8 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
     if pages > 1 and kind != SEVERAL_VIEWS:
         raise ValueError(f"{path}: holds {pages} pages; a picture has one, so save each as a file")
     window = config.scan.window
-    pixels = read_image(path, _range(window), None if window else _range(config.scan.percentiles))
+    shown = value_range("window", window) if window else None
+    pixels = read_image(path, shown, None if window else value_range("percentiles", config.scan.percentiles))
     notes = ["alpha channel left out"] if alpha else []
     if mode in OTHER_COLOURS:
         notes.append(f"{mode}: turned into RGB by formula, without a colour profile")
@@ -71,7 +73,3 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
         elif config.orientation == "shown":
             pixels = np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
     return Shown(pixels, orientation, tuple(notes), lies)
-
-
-def _range(values: list[float] | None) -> Range | None:
-    return (values[0], values[1]) if values else None

@@ -51,10 +51,6 @@ class Scan:
         """The voxels, [D, H, W] or [D, H, W, 3]."""
         return self.turned(self.volume.voxels)
 
-    @cached_property
-    def inverted(self) -> bool:
-        return self.series is not None and is_inverted(self.series)
-
     def __len__(self) -> int:
         return len(self.pictures)
 
@@ -63,7 +59,7 @@ class Scan:
             picture = self.table.shown(self.pictures[index])
         else:
             picture = to_8_bit(self.pictures[index], self.window, None, str(self.source))
-        picture = 255 - picture if self.inverted else picture
+        picture = 255 - picture if self.series is not None and is_inverted(self.series) else picture
         return grey_to_rgb(picture) if picture.ndim == 2 else picture
 
     @property
@@ -187,7 +183,7 @@ def _window(
     volume: Volume, config: ScanConfig, header: Range | None, why: str, series: DicomSeries | None
 ) -> tuple[Range | None, str]:
     if config.window is not None:
-        return _range("window", config.window), "option"
+        return value_range("window", config.window), "option"
     if header is not None and volume.voxels.ndim == 3:
         return header, why
     if volume.voxels.dtype == np.uint8:
@@ -195,13 +191,14 @@ def _window(
     by_modality = config.modality_windows.get(series.modality) if series and is_measured(series) else None
     if by_modality is not None:
         assert series is not None
-        return _range(f"modality_windows.{series.modality}", by_modality), f"modality {series.modality}, {why}"
-    first, last = _range("percentiles", config.percentiles)
+        return value_range(f"modality_windows.{series.modality}", by_modality), f"modality {series.modality}, {why}"
+    first, last = value_range("percentiles", config.percentiles)
     low, high = np.percentile(volume.voxels.astype(np.float32, copy=False), (first, last)).tolist()
     return (low, high), f"percentiles {first:g} and {last:g} of all voxels, {why}"
 
 
-def _range(name: str, values: Sequence[float]) -> Range:
+def value_range(name: str, values: Sequence[float]) -> Range:
+    """Of the option `scan.<name>`. ValueError: not two numbers, or not the lower one first."""
     if len(values) != 2 or not values[0] < values[1]:
-        raise ValueError(f"{name}={list(values)}: must be two numbers, the lower one first")
+        raise ValueError(f"scan.{name}={list(values)}: must be two numbers, the lower one first")
     return values[0], values[1]

@@ -237,7 +237,7 @@ def test_weak_detections_count_from_the_threshold_on():
     one = 36 * (40 * 30) / MASK**2  # px at the size of the slice
     assert prediction.masks[0].sum(axis=(1, 2)).tolist() == pytest.approx([one, 2 * one, 2 * one], rel=0.3)
     nothing = track([[seen(score=0.49)] for _ in range(3)], [mask])
-    assert nothing.found() == [False] and nothing.scores[0].tolist() == pytest.approx([0.49] * 3)
+    assert not nothing.masks.any() and nothing.scores[0].tolist() == pytest.approx([0.49] * 3)
 
 
 def test_concepts_are_followed_from_their_own_best_slices():

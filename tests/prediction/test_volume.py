@@ -104,7 +104,7 @@ def test_small_parts_go_by_their_volume():
     without = predict(found, (2.0, 0.5, 0.5), min_component_mm3=least).masks[0]
     assert everything.sum() - without.sum() == small_voxels
     assert (predict(found, largest_component=True).masks[0] == without).all()
-    assert predict([[seen()]], largest_component=True).found() == [False]
+    assert not predict([[seen()]], largest_component=True).masks.any()
     with pytest.raises(ValueError, match="min_component_mm3=3: the file does not say how large its voxels are: set 0"):
         predict(found, min_component_mm3=3)
 
@@ -147,7 +147,7 @@ def test_disputed_voxels_go_to_the_most_confident():
     assert ((first | second) == volume.masks.any(axis=0)).all()
     for exclusive in ((), volume.concepts[:1]):
         assert np.array_equal(volume.resolved(exclusive), volume.masks)
-    assert volume.found() == [True, True]
+    assert all(mask.any() for mask in volume.masks)
 
 
 def test_of_many_concepts_none_wraps():
