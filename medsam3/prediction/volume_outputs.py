@@ -78,7 +78,7 @@ def results_ending(scan: Scan, seg: str) -> str:
     ending = usual_ending(scan, seg != NIFTI)
     if ending == SEG:
         assert scan.series is not None
-        check_sources(scan.series)
+        check_sources(scan.series, Vocabulary.load())
     else:
         check_geometry(scan.source, scan, ending)
     return ending
@@ -100,7 +100,7 @@ def write_scan_results(
         masks: [C, D, H, W].
         seg: see `results_ending`.
     """
-    ending = results_ending(scan, seg)
+    ending = usual_ending(scan, seg != NIFTI)
     if ending == SEG:
         assert scan.series is not None
         stored = {prompt: scan.as_stored(mask) for prompt, mask in zip(prompts, masks, strict=True)}

@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,21 +55,30 @@ def write_dicom_seg(
             images that lack what a SEG must repeat; a file that cannot be written.
     """
     one_of("seg", kind, KINDS)
-    check_sources(series)
+    check_sources(series, vocabulary)
     stacked = np.stack([np.asarray(mask, dtype=np.uint8) for mask in masks.values()], axis=-1)
     if kind == "LABELMAP" and (stacked.sum(axis=-1, dtype=np.uint16) > 1).any():
         raise ValueError(f"{path}: seg=LABELMAP has one concept per voxel, and these overlap: write BINARY")
+    with _said(f"{path}: cannot be written", series), new_file(path) as temporary:
+        _segmentation(series, stacked, list(masks), vocabulary, weights, kind).save_as(temporary)
+
+
+@contextmanager
+def _said(what: str, series: DicomSeries) -> Iterator[None]:
+    """Errors of highdicom and pydicom, for what an image lacks, as a ValueError that names no patient."""
     try:
-        with new_file(path) as temporary, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # highdicom's quote names that it finds unusual
-            _segmentation(series, stacked, list(masks), vocabulary, weights, kind).save_as(temporary)
-    except Exception as error:  # highdicom's and pydicom's, for what an image lacks
-        reason = _without_patient(f"{type(error).__name__}: {error}", series)
-        raise ValueError(f"{path}: cannot be written ({reason})") from None
+            yield
+    except Exception as error:
+        raise ValueError(f"{what} ({_without_patient(f'{type(error).__name__}: {error}', series)})") from None
 
 
-def check_sources(series: DicomSeries) -> None:
-    """Raises a ValueError for a series that no SEG can refer to; better before the model has worked."""
+def check_sources(series: DicomSeries, vocabulary: Vocabulary) -> None:
+    """Raises a ValueError for a series that no SEG can refer to; better before the model has worked.
+
+    Of files of one frame a SEG of the first is tried: it repeats what that says of patient and study.
+    """
     if series.planes is None and len(series.frames) > 1:
         raise ValueError(
             f"the {len(series.frames)} frames of series {series.key} have no place in the patient,"
@@ -81,6 +92,11 @@ def check_sources(series: DicomSeries) -> None:
                 f"{frame.file}: without {', '.join(missing)}, which a DICOM segmentation has to repeat; with "
                 "seg=NIFTI the masks come as NIfTI files"
             )
+    if series.frames[0].count == 1:
+        first = replace(series, frames=series.frames[:1])
+        whole = np.ones((1, first.header.Rows, first.header.Columns, 1), np.uint8)
+        with _said(f"{series.frames[0].file}: no DICOM segmentation can repeat it; set seg=NIFTI", series):
+            _segmentation(first, whole, ["trial"], vocabulary, "", "BINARY")
 
 
 def _without_patient(message: str, series: DicomSeries) -> str:

@@ -118,7 +118,7 @@ def read_scan(path: Path, config: ScanConfig) -> Scan:
     axis = _axis(volume, config, series, path)
     window, window_from = _window(volume, config, header, why, series)
     if table is not None:
-        window, window_from = None, "VOI LUT of the header"
+        window, window_from = None, f"VOI LUT of the header, brightest {table.entries.max()} of 255"
     return Scan(path, volume, axis, window, window_from, tuple(notes), series, table)
 
 
