@@ -24,3 +24,11 @@ def test_a_confident_concept_takes_no_pixels_outside_its_mask_and_ties_go_to_the
 
 def test_a_pixel_lost_to_a_surer_mask_stays_lost():
     assert resolve(("x", [0.3]), ("x", [0.9]), ("x", [0.5])) == [".", "x", "."]
+
+
+def test_ties_go_to_the_lower_number_in_whatever_order_masks_come():
+    """Tiles bring the same numbers again and again, on strips that overlap."""
+    overlaps = Overlaps((1, 2), torch.device("cpu"))
+    for number, pixels in ((2, [1, 1]), (0, [1, 0]), (1, [1, 1])):
+        overlaps.add(number, torch.tensor([pixels]) > 0, torch.tensor([[0.5, 0.5]]))
+    assert [overlaps.mask(number)[0].tolist() for number in range(3)] == [[True, False], [False, True], [False, False]]
