@@ -323,7 +323,7 @@ def recipe_tables(arguments: argparse.Namespace, folder: Path) -> str:
 
 
 def plan_table(arguments: argparse.Namespace, folder: Path) -> str:
-    plan = planning.planned(
+    anew, plan = planning.planned(
         arguments.model,
         arguments.card,
         arguments.overrides,
@@ -332,7 +332,7 @@ def plan_table(arguments: argparse.Namespace, folder: Path) -> str:
         arguments.instances,
     )
     load, settings = plan.load, " ".join(arguments.overrides) or "configs/train.yaml"
-    title = f"{settings}: {load.images} x {load.queries} queries x {load.instances} instances, computed"
+    title = f"{settings}: {load.images} x {load.queries} queries x {load.instances} instances, computed; anew: {anew}"
     return markdown((title, "GiB", "launches", "TFLOP", f"ms on {arguments.card}"), planning.rows(plan, arguments.card))
 
 

@@ -10,18 +10,19 @@ from medsam3.benchmarks.parts import training_config
 from medsam3.checkpoints.model_config import sized
 from medsam3.model.tiny import tiny_config
 from medsam3.training.kernels import Work
-from medsam3.training.plan import CARDS, RESERVE_GIB, Load, Plan, load_of, plan_step
+from medsam3.training.plan import CARDS, RESERVE_GIB, Load, Plan, chosen, load_of
 
 LEAST_LAUNCHES, LEAST_GIB = 50, 0.05  # smaller parts have no row
 
 
 def planned(
     model: str, card: str, overrides: Sequence[str], processes: int, queries: int | None, instances: int | None
-) -> Plan:
-    """The plan of a training configuration, as on the command line of scripts/train.py.
+) -> tuple[str, Plan]:
+    """What a training computes anew on the card (`auto` settled) and its plan.
 
     Args:
         model: sam3 (the released size) | tiny.
+        overrides: as on the command line of scripts/train.py.
         queries: per image; None: data.max_queries.
         instances: per query; None: typical ones.
 
@@ -33,7 +34,7 @@ def planned(
     load = load_of(config)
     load = Load(load.images, queries or load.queries, instances or load.instances)
     model_config = tiny_config(size) if model == "tiny" else sized(Sam3Config(), size)
-    return plan_step(config, model_config, load, CARDS[card], processes)
+    return [*chosen(config, model_config, load, CARDS[card], processes).items()][-1]
 
 
 def rows(plan: Plan, card: str) -> list[tuple[str, ...]]:

@@ -19,7 +19,7 @@ from medsam3.benchmarks.parts import SEED, small_corpus, training_config
 from medsam3.checkpoints.model_config import sized
 from medsam3.data.batch import Batch
 from medsam3.registry.spec import load_specs
-from medsam3.training.plan import CARDS, Load, Plan, plan_step
+from medsam3.training.plan import CARDS, Load, Plan, card_of, plan_step
 from medsam3.training.run import Run, set_up
 from medsam3.training.step import optimizer_step
 
@@ -62,8 +62,7 @@ def step_costs(model: str, image_size: int, steps: int, overrides: Sequence[str]
     run.log.close()
     on_gpu = run.device.type == "cuda"
     kernels = _kernels(lambda: optimizer_step(run, [batch], run.meter)) if on_gpu else None
-    name = torch.cuda.get_device_name().lower().replace(" ", "") if on_gpu else ""
-    card = next((card for card in CARDS if card in name), "h100")
+    card = (card_of(torch.cuda.get_device_name()) if on_gpu else None) or "h100"
     return StepCosts(
         device=run.device.type,
         parameters=sum(parameter.numel() for parameter in run.loaded.model.parameters()),

@@ -7,6 +7,7 @@ exchange of gradients. Seconds are a roofline, not a measurement: shares and rat
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -119,38 +120,49 @@ def fitting(config: TrainConfig, model_config: Sam3Config, total_gib: float, pro
     Raises:
         ValueError: what is planned takes all of the memory, before what is not in the plan; says what to change.
     """
-    plans: dict[str, Plan] = {}
-
-    def planned(choice: str) -> Plan:
-        if choice not in plans:
-            model = dataclasses.replace(config.model, activation_checkpointing=choice)
-            own = dataclasses.replace(config, model=model)
-            plans[choice] = plan_step(own, model_config, load_of(config), CARDS["h100"], processes)
-        return plans[choice]
-
-    wanted = config.model.activation_checkpointing
-    for choice in ("none", "vision", "all") if wanted == "auto" else (wanted,):
-        plan = planned(choice)
-        if plan.gib + RESERVE_GIB <= total_gib:
-            break
+    plans = chosen(config, model_config, load_of(config), dataclasses.replace(CARDS["h100"], gib=total_gib), processes)
+    choice, plan = [*plans.items()][-1]
     largest = ", ".join(f"{part} {size:.1f}" for part, size in list(plan.memory_gib.items())[:4])
     said = f"plans {plan.gib:.1f} GiB of {total_gib:.1f} ({largest}), activation_checkpointing {choice}"
     if plan.gib > total_gib:
         raise ValueError(f"this run does not fit the GPU: it {said}. {REMEDIES[0].upper()}{REMEDIES[1:]}")
     if plan.gib + RESERVE_GIB > total_gib:
         said += f"; close to the limit: {REMEDIES}"
-    return Fit(choice, said, planned("none").model_flops)
+    if "none" not in plans:
+        model = dataclasses.replace(config.model, activation_checkpointing="none")
+        config = dataclasses.replace(config, model=model)
+        plans |= chosen(config, model_config, load_of(config), CARDS["h100"], processes)
+    return Fit(choice, said, plans["none"].model_flops)
 
 
-def peak_flops(device_name: str, bf16: bool) -> float | None:
-    """What a card can do by its data sheet, FLOP/s; None: it is none of CARDS.
+def chosen(
+    config: TrainConfig, model_config: Sam3Config, load: Load, card: Card, processes: int = 1
+) -> dict[str, Plan]:
+    """Plans by activation_checkpointing; the last is what a run takes, of `auto` the fastest that fits the card."""
+    wanted = config.model.activation_checkpointing
+    plans: dict[str, Plan] = {}
+    for choice in ("none", "vision", "all") if wanted == "auto" else (wanted,):
+        model = dataclasses.replace(config.model, activation_checkpointing=choice)
+        plans[choice] = plan_step(dataclasses.replace(config, model=model), model_config, load, card, processes)
+        if plans[choice].gib + RESERVE_GIB <= card.gib:
+            break
+    return plans
+
+
+def card_of(device_name: str) -> str | None:
+    """The key of CARDS; None: it is none of them, or a variant with another data sheet (H100 PCIe, RTX 4070 Ti).
 
     Args:
         device_name: as torch.cuda.get_device_name has it, "NVIDIA GeForce RTX 4090".
     """
     name = "".join(device_name.lower().split())
-    card = next((card for key, card in CARDS.items() if key in name), None)
-    return None if card is None else card.bf16_flops if bf16 else card.fp32_flops
+    return next((card for card in CARDS if re.search(rf"{card}(?!pcie|nvl|ti|super|laptop|d$)", name)), None)
+
+
+def peak_flops(device_name: str, bf16: bool) -> float | None:
+    """What a card can do by its data sheet, FLOP/s; None: see `card_of`."""
+    key = card_of(device_name)
+    return None if key is None else CARDS[key].bf16_flops if bf16 else CARDS[key].fp32_flops
 
 
 def plan_step(config: TrainConfig, model_config: Sam3Config, load: Load, card: Card, processes: int = 1) -> Plan:

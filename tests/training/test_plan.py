@@ -13,7 +13,7 @@ from medsam3.model.freeze import freeze_unreached
 from medsam3.model.tiny import tiny_config
 from medsam3.training import plan as plan_module
 from medsam3.training.kernels import Kernels, Work
-from medsam3.training.plan import CARDS, Load, Plan, fitting, plan_step
+from medsam3.training.plan import CARDS, Load, Plan, card_of, fitting, peak_flops, plan_step
 
 CARD = CARDS["h100"]
 TINY = tiny_config(112)
@@ -90,11 +90,32 @@ def test_auto_takes_the_first_that_fits_and_what_cannot_fit_is_refused(config, m
     found = fitting(config, TINY, 14, 1)
     assert found.checkpointing == "all" and found.model_flops == (3.0, 40.0)  # of a step that computes nothing anew
     assert "close to the limit" in fitting(config, TINY, 11, 1).said
+    monkeypatch.setattr(planning, "training_config", lambda *_: config)  # the table takes what a run takes
+    assert planning.planned("tiny", "rtx4090", [], 1, 1, 1)[0] == "vision"  # 20 GiB and the reserve of 23.6
+    assert planning.planned("tiny", "rtx4080", [], 1, 1, 1)[0] == "all"
     with pytest.raises(ValueError, match=r"does not fit the GPU: it plans 10\.0 GiB of 9\.0 .*hardware=gpu_24gb"):
         fitting(config, TINY, 9, 1)
     config.model.activation_checkpointing = "none"
     with pytest.raises(ValueError, match=r"plans 40\.0 GiB"):
         fitting(config, TINY, 30, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-PCIE-40GB", "a100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_card_is_known_by_its_name_and_its_variants_are_others(name, card):
+    assert card_of(name) == card
+    assert peak_flops(name, bf16=True) == (card and CARDS[card].bf16_flops)
 
 
 def test_the_table_of_a_plan():
