@@ -8,24 +8,35 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Sam3Model
 
 from medsam3.benchmarks import planning
+from medsam3.config import TrainConfig
 from medsam3.model.detector import TextDetector
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.tiny import tiny_config
 from medsam3.training import plan as plan_module
 from medsam3.training.kernels import Kernels, Work
 from medsam3.training.plan import CARDS, Load, Plan, card_of, fitting, peak_flops, plan_step
+from tests.scripts import SMALL
+from tests.training.conftest import composed
 
 CARD = CARDS["h100"]
 TINY = tiny_config(112)
 
 
+SETTINGS = ("model.image_size=112", "loss.variant=sam3", "data.max_queries=2")
+
+
 @pytest.fixture
 def config(configure):
-    return configure("model.image_size=112", "loss.variant=sam3", "data.max_queries=2")
+    return configure(*SETTINGS)
 
 
-def planned(config, **load):
-    return plan_step(config, TINY, Load(**{"images": 1, "queries": 2, "instances": 1} | load), CARD)
+def planned(config):
+    return plan_step(config, TINY, Load(images=4, queries=2, instances=1), CARD)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return planned(composed("train", TrainConfig, *SMALL, *SETTINGS))
 
 
 def test_memory_is_that_of_the_tensors_that_live():
@@ -43,36 +54,33 @@ def test_memory_is_that_of_the_tensors_that_live():
     assert sum(work.launches for work in kernels.work.values()) == 5  # zeros, product, ones, sum, sum
 
 
-def test_products_are_those_that_torch_counts(config):
-    config.trainer.bf16 = False
+def test_products_are_those_that_torch_counts(plain):
     model = Sam3Model(TINY)
     detector = TextDetector(model, one_to_many=True).train()
-    inputs = plan_module._batch(Load(1, 2, 1), 112).inputs
-    forward = planned(config).flops
+    inputs = plan_module._batch(plain.load, 112).inputs
     with FlopCounterMode(display=False) as counter:
         output = detector(*inputs)
     assert type(output.presence) is torch.Tensor  # not a fake one out of a cache of transformers
-    assert forward == pytest.approx(3 * counter.get_total_flops(), rel=0.1)  # backward: twice the forward pass
+    assert plain.flops == pytest.approx(3 * counter.get_total_flops(), rel=0.1)  # backward: twice the forward pass
 
 
-def test_memory_is_accounted_for(config):
+def test_memory_is_accounted_for(plain, config):
     """What is fixed to the byte; images, and what is computed anew."""
     model = Sam3Model(TINY)
     weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
     freeze_unreached(model, "sam3")
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    four = planned(config, images=4)
-    assert four.memory_gib["parameters"] * 2**30 == pytest.approx(weights, rel=0.01)
-    assert four.memory_gib["optimizer"] * 2**30 == pytest.approx(2 * trained, rel=0.05)
-    assert "average" not in four.memory_gib
+    assert plain.memory_gib["parameters"] * 2**30 == pytest.approx(weights, rel=0.01)
+    assert plain.memory_gib["optimizer"] * 2**30 == pytest.approx(2 * trained, rel=0.05)
+    assert "average" not in plain.memory_gib
     config.model.activation_checkpointing = "all"
     config.trainer.average_decay = 0.99
     config.model.adapt.mode = "lora"
-    anew = planned(config, images=4)
+    anew = planned(config)
     assert anew.memory_gib["average"] == pytest.approx(anew.memory_gib["parameters"])
-    assert anew.memory_gib["optimizer"] < 0.5 * four.memory_gib["optimizer"]
+    assert anew.memory_gib["optimizer"] < 0.5 * plain.memory_gib["optimizer"]
     parts = ("vision", "encoder", "decoder", "mask_head")
-    kept = [sum(plan.memory_gib.get(part, 0) for part in parts) for plan in (four, anew)]
+    kept = [sum(plan.memory_gib.get(part, 0) for part in parts) for plan in (plain, anew)]
     assert kept[1] < 0.5 * kept[0]
 
 
