@@ -19,10 +19,11 @@ from medsam3.training.step import optimizer_step
 from tests.conftest import ROOT
 from tests.scripts import SMALL
 
-STEPS = 140
+STEPS = 100
 PARTS = ("decoder", "mask_head", "scoring", "encoder", "vision", "text", "geometry")
 SETTINGS = [
     "experiment=quickstart",
+    "seed=1",
     *SMALL,
     *(f"optim.lr.{part}=3.0e-3" for part in PARTS),
     "optim.schedule.warmup=5",
