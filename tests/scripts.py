@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
+
+import torch
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # sums of several threads differ in the last bit
@@ -34,17 +39,48 @@ def run_script(
     """Run a script of scripts/ in a folder, as its command line does.
 
     Args:
-        processes: of its own, torchrun's if there are several; 0: in this process, which saves the seconds of imports.
+        processes: of its own, as torchrun starts them; 0: in this process.
     """
     path = str(ROOT / "scripts" / script)
-    if processes == 0:
-        done = _run_here(path, overrides, cwd)
-    else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *(launcher if processes > 1 else []), path, *overrides]
-        done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    done = _run_ranks(path, overrides, cwd, processes) if processes else _run_here(path, overrides, cwd)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def _run_ranks(path: str, overrides: tuple[str, ...], cwd: Path, count: int) -> subprocess.CompletedProcess[str]:
+    """In processes forked from one that has imported the libraries, which takes longer than what they do."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["medsam3.training.trainer", "medsam3.evaluation.measurement", __name__])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    ranks = [
+        context.Process(target=_run_rank, args=(path, overrides, cwd, rank, count, port, pipe))
+        for rank, (_, pipe) in enumerate(pipes)
+    ]
+    for process, (_, pipe) in zip(ranks, pipes, strict=True):
+        process.start()
+        pipe.close()  # a process that dies is then an end of file here
+    done = [receiver.recv() for receiver, _ in pipes]
+    for process in ranks:
+        process.join()
+    return subprocess.CompletedProcess(
+        [path, *overrides],
+        max(one.returncode for one in done),
+        "".join(one.stdout for one in done),
+        "".join(one.stderr for one in done),
+    )
+
+
+def _run_rank(
+    path: str, overrides: tuple[str, ...], cwd: Path, rank: int, count: int, port: int, pipe: Connection
+) -> None:
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in own.items()}}
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for what the script starts, as ever on Linux
+    pipe.send(_run_here(path, overrides, cwd))
 
 
 def _run_here(path: str, overrides: tuple[str, ...], cwd: Path) -> subprocess.CompletedProcess[str]:
