@@ -41,10 +41,6 @@ class RunFiles:
         """Step -> epochs done, of all validations."""
         return {line["step"]: line.get("epoch", math.nan) for line in self.lines if "validation/dice" in line}
 
-    def last(self, what: str) -> dict[str, Any]:
-        """The last of these events; empty if there is none."""
-        return next((event for event in reversed(self.events) if event.get("event") == what), {})
-
 
 def read_run(folder: Path) -> RunFiles:
     """

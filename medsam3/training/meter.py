@@ -62,13 +62,16 @@ class _Interval:
 class StepMeter:
     """Means of the loss terms between two readings, and the speed. Reading moves few tensors to the CPU."""
 
-    def __init__(self, device: torch.device, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, device: torch.device, work: Workload | None = None, state: Mapping[str, Any] | None = None
+    ) -> None:
         """
         Args:
+            work: None: no MFU.
             state: `state()` of a meter in the middle of an interval, which this one goes on with.
         """
         self._device = device
-        self.work: Workload | None = None  # None: no MFU
+        self.work = work
         self.asked: Counter[str] = Counter()  # concepts of the epoch by kind; whoever begins an epoch clears it
         self.restart()
         if state is not None:

@@ -122,7 +122,7 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         network=_average_gradients(detector, device, config.trainer.exchange),
         criterion=SetPredictionLoss(config.loss, compiled=config.model.compile == "all"),
         optimizer=optimizer,
-        meter=_meter(device, state["meters"] if state else []),
+        meter=_meter(device, _workload(device, config, fit), state["meters"] if state else []),
         total_steps=total_steps,
         progress=progress,
         log=log,
@@ -132,8 +132,6 @@ def set_up(config: TrainConfig, corpus: Corpus, device: torch.device) -> Run:
         if distributed.is_main()
         else {},
     )
-    peak = peak_flops(torch.cuda.get_device_name(device), config.trainer.bf16) if device.type == "cuda" else None
-    run.meter.work = Workload(*fit.model_flops, peak) if peak else None
     _say(run, rates, fit.said, state["config"] if state else None)
     return run
 
@@ -144,6 +142,12 @@ def _fit(config: TrainConfig, loaded: LoadedModel, device: torch.device) -> Fit:
         return Fit(config.model.activation_checkpointing.replace("auto", "none"), "", (0.0, 0.0))
     total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
     return fitting(config, cast(Sam3Config, loaded.model.config), total_gib, distributed.world_size())
+
+
+def _workload(device: torch.device, config: TrainConfig, fit: Fit) -> Workload | None:
+    """None where no peak is known."""
+    peak = peak_flops(device_name(device), config.trainer.bf16)
+    return Workload(*fit.model_flops, peak) if peak else None
 
 
 def _loaded(config: TrainConfig, last: Path | None) -> LoadedModel:
@@ -213,11 +217,11 @@ def _total_steps(config: TrainConfig, sampler: ImageSampler, progress: Progress)
     return int(min(progress.step + left, config.trainer.max_steps or math.inf))
 
 
-def _meter(device: torch.device, states: list[dict[str, Any]]) -> StepMeter:
+def _meter(device: torch.device, work: Workload | None, states: list[dict[str, Any]]) -> StepMeter:
     """This rank's meter as it was left; for another number of processes what was asked in the epoch so far is kept."""
     if len(states) == distributed.world_size():
-        return StepMeter(device, states[distributed.rank()])
-    meter = StepMeter(device)
+        return StepMeter(device, work, states[distributed.rank()])
+    meter = StepMeter(device, work)
     for state in states if distributed.is_main() else []:
         meter.asked.update(state["asked"])
     return meter

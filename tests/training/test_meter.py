@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medsam3.training.losses import LossResult, _presence_told
-from medsam3.training.meter import StepMeter
+from medsam3.training.meter import StepMeter, Workload
 
 TERMS = {"class": 1.0, "class_aux_0": 2.0, "class_o2m": 3.0, "class_aux_4_o2m": 4.0}
 
@@ -53,6 +53,18 @@ def test_two_steps_by_hand():
             "gradient_norm/vision": 1,
         }
     )
+
+
+def test_speed_and_mfu_are_of_the_time_between_two_readings(monkeypatch):
+    clock = iter([0.0, 1.0, 1.5, 4.0, 4.0])  # made, a batch waited for (0.5 s), read, made anew
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    meter = StepMeter(torch.device("cpu"), Workload(of_image=2e12, of_query=5e11, peak=1e13))
+    assert next(meter.waiting(["batch"])) == "batch"
+    meter.add(result(1, [2, 1, 1, 1], targets=4, one_to_one=4, one_to_many=9), images=3, queries=8)
+    values = meter.read(optimizer(("text", 0, 1.0)))
+    assert values["speed/images_per_s"] == 3 / 4 and values["speed/queries_per_s"] == 2
+    assert values["speed/data_wait_share"] == 0.5 / 4
+    assert values["speed/mfu"] == pytest.approx((3 * 2e12 + 8 * 5e11) / 4 / 1e13)
 
 
 def test_nothing_is_said_of_what_was_not_asked():
