@@ -10,7 +10,7 @@ import numpy as np
 
 from medsam3.demo.study import RULE, Study
 from medsam3.files import write_text
-from medsam3.prediction.image import Answer, Prediction
+from medsam3.prediction.answer import Answer, Prediction
 from medsam3.prediction.jobs import Picture
 from medsam3.prediction.outputs import PictureResult, file_name, json_text, write_masks, write_overlay
 from medsam3.prediction.volume_outputs import results_ending, write_scan_results

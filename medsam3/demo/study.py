@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from medsam3.config import DemoConfig
 from medsam3.layouts.instances import Instances, Mask
+from medsam3.prediction.answer import Query
 from medsam3.prediction.detections import resized
-from medsam3.prediction.image import ImagePredictor, Query
+from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.jobs import DICOM, PICTURES, VOLUMES, Picture
 from medsam3.prediction.tiles import Window, windows
 from medsam3.prediction.volume_predictor import VolumePredictor, drift_words

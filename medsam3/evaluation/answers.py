@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from medsam3.data.corpus import Corpus
 from medsam3.data.manifest import ImageRows
-from medsam3.prediction.image import ImagePredictor, Prediction
+from medsam3.prediction.answer import Prediction
+from medsam3.prediction.image import ImagePredictor
 
 Boxes = NDArray[np.floating]  # [N, 4] cxcywh in 0..1, of the true instances
 NO_CONCEPT = ""  # of the predictions for further words

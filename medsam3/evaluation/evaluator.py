@@ -29,7 +29,7 @@ from medsam3.evaluation.outline_workers import OutlineWorkers
 from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.layouts.instances import Instances
 from medsam3.metrics.masks import METRICS
-from medsam3.prediction.image import Prediction
+from medsam3.prediction.answer import Prediction
 from medsam3.reports.pictures import overlay
 from medsam3.results.asking import concepts_asked, foreign_words, holds_any, wordings
 from medsam3.results.findings import Evaluation, Finding, Journal, summary

@@ -18,7 +18,7 @@ from medsam3.layouts.packed_masks import PackedMasks, pack_instances
 from medsam3.metrics.counting import PixelCounter
 from medsam3.metrics.masks import MM, PX, MaskPair, Overlap, measure
 from medsam3.metrics.swapped import NOT_SWAPPED, Swapped, swapped_dice
-from medsam3.prediction.image import Prediction
+from medsam3.prediction.answer import Prediction
 from medsam3.results.asking import MARKED, PRESENT, is_exhaustive
 from medsam3.results.findings import Finding
 from medsam3.results.instance_records import InstanceRecord

@@ -43,8 +43,8 @@ from medsam3.layouts.instances import Instances, Mask
 from medsam3.layouts.packed_masks import pack_instances
 from medsam3.layouts.pixels import read_mask
 from medsam3.messages import listed, one_of
+from medsam3.prediction.answer import Answer, Prediction
 from medsam3.prediction.detections import ScoredInstances
-from medsam3.prediction.image import Answer, Prediction
 from medsam3.results.question import MASKS
 
 LEGEND = "dataset.json"

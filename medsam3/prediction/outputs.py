@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from medsam3.files import write_text
 from medsam3.layouts.instances import Instances, Mask
-from medsam3.prediction.image import Prediction
+from medsam3.prediction.answer import Prediction
 from medsam3.prediction.jobs import RESULT, Picture
 from medsam3.scans.picture_files import Shown
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from medsam3.layouts.instances import Mask
 from medsam3.messages import one_of
-from medsam3.prediction.image import ImagePredictor, Query
+from medsam3.prediction.answer import Query
+from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.overlaps import laid_over
 from medsam3.prediction.rules import Choice
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,14 +17,12 @@ from numpy.typing import NDArray
 
 from medsam3.layouts.instances import Instances, Mask
 from medsam3.layouts.packed_masks import pack_instances
+from medsam3.prediction.answer import Query
 from medsam3.prediction.detections import ScoredInstances, resized
 from medsam3.prediction.overlaps import Overlaps, laid_over
 
-if TYPE_CHECKING:
-    from medsam3.prediction.image import Query
-
 Window = tuple[int, int, int, int]
-AskTile = Callable[[NDArray[np.uint8]], "Iterable[Query]"]  # [h, w, 3] -> a query per concept
+AskTile = Callable[[NDArray[np.uint8]], Iterable[Query]]  # [h, w, 3] -> a query per concept
 MOST_BYTES = 2**31  # of the instances of one concept, a byte per pixel of their boxes
 SAME = 0.5  # see Seams._agreement
 

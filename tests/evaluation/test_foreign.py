@@ -17,7 +17,7 @@ from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.layouts.instances import Mask
-from medsam3.prediction.image import Answer, Prediction
+from medsam3.prediction.answer import Answer, Prediction
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.scenes import AbsentPool, absent_pool, shipped_scenes
 from medsam3.registry.spec import load_specs

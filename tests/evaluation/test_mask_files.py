@@ -17,7 +17,7 @@ from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.manifest import ImageRows
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.mask_files import MASKS, MaskFiles, MaskWriter
-from medsam3.prediction.image import Answer, Prediction
+from medsam3.prediction.answer import Answer, Prediction
 from medsam3.preparation.export import export_nnunet
 from medsam3.preparation.prepare import prepare
 from medsam3.results.asking import queries

@@ -14,7 +14,7 @@ from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.evaluator import run_evaluation
 from medsam3.evaluation.mask_files import MASKS, TRUTH, Asked, MaskFiles, MaskWriter
 from medsam3.layouts.label_volume import LabelVolumeReader
-from medsam3.prediction.image import Answer, Prediction
+from medsam3.prediction.answer import Answer, Prediction
 from medsam3.preparation.prepare import prepare
 from medsam3.reports.tables import rule_tables
 from tests.conftest import data_config, prepare_config

@@ -15,8 +15,8 @@ from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.mask_files import MaskFiles
 from medsam3.layouts.packed_masks import pack_instances
+from medsam3.prediction.answer import Answer, Prediction
 from medsam3.prediction.detections import ScoredInstances
-from medsam3.prediction.image import Answer, Prediction
 from medsam3.preparation.prepare import prepare
 from medsam3.registry.spec import SPEC_FOLDER
 from medsam3.results.asking import queries

@@ -11,7 +11,8 @@ import torch
 from scipy import ndimage
 
 from medsam3.config import PredictionConfig
-from medsam3.prediction.image import ImagePredictor, Query
+from medsam3.prediction.answer import Query
+from medsam3.prediction.image import ImagePredictor
 from medsam3.prediction.rules import RULES, SEMANTIC, Heads
 from medsam3.prediction.tiles import windows
 
