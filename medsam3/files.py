@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,14 +27,14 @@ except ImportError:  # Windows
 def new_file(path: Path, ending: str = "", durable: bool = False) -> Iterator[Path]:
     """A temporary name to write to; renamed to `path` at the end, removed after an error.
 
-    The name holds the process number: several processes may write the same file, and the last one stays.
+    The name is drawn: several processes, on several machines too, may write the same file, and the last one stays.
 
     Args:
         ending: of the temporary name, for libraries that choose the format by it.
         durable: the content is on the disk before the name is, so that a power cut leaves the file of before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{ending}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{ending}")
     try:
         yield temporary
         if durable:
@@ -161,7 +162,7 @@ def writable_folder(path: str | Path, key: str, remedy: str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe_{os.getpid()}"
+        probe = folder / f".probe_{secrets.token_hex(4)}"
         probe.touch()
         probe.unlink()
     except OSError as error:

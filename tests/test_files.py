@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,24 @@ def test_a_failed_rename_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_text(path, "new")
     assert path.read_text() == "old"
+
+
+def test_processes_of_one_number_on_two_machines_do_not_meet(tmp_path, monkeypatch):
+    """Containers count their processes from 1, and write to shared storage."""
+    path, unlink = tmp_path / "rows.arrow", Path.unlink
+    with new_file(path) as one, new_file(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+        assert one != other
+    assert path.read_text() == "one"
+
+    def unlinked(probe: Path, **options: bool) -> None:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        writable_folder(tmp_path, "output_dir", "output_root")  # the other machine, in between
+        unlink(probe, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    writable_folder(tmp_path, "output_dir", "output_root")
 
 
 def test_a_folder_that_is_a_file_is_refused_with_its_key(tmp_path):
