@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn, cast
@@ -109,15 +109,9 @@ def _run_epochs(run: Run) -> None:
             _run_epoch(run, batches, bar, watch)
             save(run)  # a validation takes long
             watch.doing("validates", watched=False)
-            try:
-                with run.stop.nothing_to_lose():
-                    _log_asked(run)
-                    validate(run)
-            except SystemExit as ended:
-                if error := run.writer.close():
-                    raise OSError(error) from ended
-                _say_stopped(run, run.stop.signal)
-                raise
+            with _nothing_to_lose(run):
+                _log_asked(run)
+                validate(run)
             progress.validated = True
             if progress.images >= run.sampler.images:
                 progress.epoch += 1
@@ -126,7 +120,8 @@ def _run_epochs(run: Run) -> None:
             run.meter.restart()
             save(run)
         if not run.log.ends_with("check/best_dice"):
-            check_best(run)
+            with _nothing_to_lose(run):
+                check_best(run)
     run.log.event("ended", progress.step, {"best_dice": progress.best_dice})
     if _patience_ends(run):
         run.log.line(
@@ -134,6 +129,19 @@ def _run_epochs(run: Run) -> None:
             f"in a row were not better than {progress.best_dice:.3f} (trainer.patience)"
         )
     watch.close()
+
+
+@contextmanager
+def _nothing_to_lose(run: Run) -> Iterator[None]:
+    """Within the context (all of training is saved) a signal ends the process at once."""
+    try:
+        with run.stop.nothing_to_lose():
+            yield
+    except SystemExit as ended:
+        if error := run.writer.close():
+            raise OSError(error) from ended
+        _say_stopped(run, run.stop.signal)
+        raise
 
 
 def _patience_ends(run: Run) -> bool:

@@ -176,6 +176,17 @@ def test_a_signal_in_the_validation_ends_at_once_because_all_is_saved(
     assert lines(tmp_path / "run") == unbroken[0]
 
 
+def test_a_signal_in_the_last_check_ends_at_once_and_the_check_comes_later(configure, monkeypatch, tmp_path):
+    settings = ("trainer.max_steps=1", "evaluation.images=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "load_sam3", lambda *_: send(signal.SIGTERM)())
+        with pytest.raises(SystemExit) as ended:
+            trainer.train(configure(*settings))
+    assert ended.value.code == 75
+    trainer.train(configure(*settings))
+    assert "check/best_dice" in lines(tmp_path / "run")[-1]
+
+
 def test_a_signal_in_the_validation_does_not_hide_a_full_disk(configure, monkeypatch, tmp_path, capsys):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left")
