@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -69,6 +70,21 @@ def loading_processes(requested: int) -> int:
     """Data loading processes for this rank: as requested, but not more than its share of the cores."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(requested, (os.cpu_count() or 1) // ranks_here)
+
+
+def heed_parent_alone(_: int = 0) -> None:
+    """In a data loading process: SIGTERM ends it only if its parent sends it.
+
+    torchrun, pkill and some schedulers send it to all processes; without its loader a run would fail, unsaved.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -155,9 +155,9 @@ def _judgements(
     corpus, config = truth_images.corpus, truth_images.config
     bar = tqdm(numbers, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2)
     with clock("reading"):
-        images = iter(
-            DataLoader(truth_images, batch_size=None, sampler=numbers, collate_fn=_as_is, num_workers=workers)
-        )
+        alone = distributed.heed_parent_alone
+        options: Any = {"num_workers": workers, "collate_fn": _as_is, "worker_init_fn": alone}
+        images = iter(DataLoader(truth_images, batch_size=None, sampler=numbers, **options))
     for number in bar:
         with clock("reading"):
             rows, image, truths = next(images)

@@ -44,7 +44,7 @@ from medsam3.training.plan import Fit, fitting, peak_flops
 from medsam3.training.resume import GROWING_KEYS, Progress, StateWriter, data_hashes, read_last, restore
 from medsam3.training.schedule import batch_factor, rates_of_run
 from medsam3.training.schedule import describe as describe_rates
-from medsam3.training.stopping import StopRequest, heed_parent_alone
+from medsam3.training.stopping import StopRequest
 
 
 @dataclass
@@ -271,7 +271,7 @@ def _loader(
         num_workers=distributed.loading_processes(workers),
         collate_fn=partial(collate, tokenizer=tokenizer),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=heed_parent_alone,
+        worker_init_fn=distributed.heed_parent_alone,
         generator=torch.Generator(),  # else each start of a run, resumed ones too, takes a number from dropout's
     )
     return loader

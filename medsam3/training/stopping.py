@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -56,21 +55,6 @@ class StopRequest:
     def end_if_saved(self) -> None:
         if self.signal and self._saved:
             raise SystemExit(exit_status(self.signal))
-
-
-def heed_parent_alone(_: int = 0) -> None:
-    """In a data loading process: SIGTERM ends it only if its parent sends it.
-
-    torchrun, pkill and some schedulers send it to all processes; without its loader a run would fail, unsaved.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 def exit_status(number: int) -> int:

@@ -21,6 +21,7 @@ import torch
 
 from medsam3 import distributed
 from medsam3.data import sampler
+from medsam3.evaluation import evaluator
 from medsam3.training import resume, trainer
 from medsam3.training.log import RunLog
 from medsam3.training.step import optimizer_step
@@ -106,11 +107,15 @@ def send(number: signal.Signals):
 
 
 def send_to_all(number: signal.Signals):
-    """From another process to this one and its data loading processes, as torchrun does."""
-    return lambda: subprocess.run(
-        ["kill", f"-{number}", *(str(process.pid) for process in multiprocessing.active_children()), str(os.getpid())],
-        check=True,
-    )
+    """To the data loading processes, from another process as torchrun does, and then to this one."""
+
+    def sent(*_: object) -> None:
+        loaders = [str(process.pid) for process in multiprocessing.active_children()]
+        subprocess.run(["kill", f"-{number}", *loaders], check=True)
+        time.sleep(0.2)  # in which a loader that dies is an error here
+        os.kill(os.getpid(), number)
+
+    return sent
 
 
 def ending(*_: object, **__: object) -> None:
@@ -167,9 +172,9 @@ def test_a_signal_in_the_validation_ends_at_once_because_all_is_saved(
     configure, unbroken, monkeypatch, tmp_path, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "mean_score", lambda scores: send(signal.SIGTERM)())
+        patch.setattr(evaluator, "judge", send_to_all(signal.SIGTERM))
         with pytest.raises(SystemExit) as ended:
-            trainer.train(configure(*SETTINGS))
+            trainer.train(configure(*SETTINGS, "evaluation.workers=1"))
     assert ended.value.code == 75 and state(tmp_path / "run")["progress"]["step"] == STEPS
     assert f"stopped by SIGTERM after step {STEPS}, which is saved" in capsys.readouterr().out
     trainer.train(configure(*SETTINGS))
