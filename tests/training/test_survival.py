@@ -110,9 +110,10 @@ def send_to_all(number: signal.Signals):
     """To the data loading processes, from another process as torchrun does, and then to this one."""
 
     def sent(*_: object) -> None:
-        loaders = [str(process.pid) for process in multiprocessing.active_children()]
-        subprocess.run(["kill", f"-{number}", *loaders], check=True)
-        time.sleep(0.2)  # in which a loader that dies is an error here
+        loaders = multiprocessing.active_children()
+        subprocess.run(["kill", f"-{number}", *(str(process.pid) for process in loaders)], check=True)
+        time.sleep(0.2)  # in which a loader that is killed is an error here
+        assert loaders and all(process.is_alive() for process in loaders)
         os.kill(os.getpid(), number)
 
     return sent
