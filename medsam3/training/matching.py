@@ -144,6 +144,22 @@ def match(
 
     Predictions that are not finite are matched somehow: the step that finds them is not taken.
     """
+    values, assigned = costs(output, targets, hungarian, one_to_many)
+    values_host, counts = _copy_to_host(values, targets)
+    ends = np.cumsum(counts)[:-1]
+    pairs = [
+        [(hungarian if k < assigned else one_to_many).assign(v) for v in np.split(layer_values, ends)]
+        for k, layer_values in enumerate(values_host)
+    ]
+    layers, device = len(output.one_to_one.logits), targets.boxes.device
+    first_half, *second_half = (packed(half, counts, device) for half in (pairs[:layers], pairs[layers:]) if half)
+    return Matching(first_half, second_half[0] if second_half else None)
+
+
+def costs(
+    output: DetectorOutput, targets: Targets, hungarian: HungarianMatcher, one_to_many: OneToManyMatcher
+) -> tuple[Tensor, int]:
+    """[K, T, P] values of the layers of both halves, and how many of them, the first ones, are Hungarian costs."""
     first, second = output.one_to_one, output.one_to_many
     layers = len(first.logits)
     logits, boxes = first.logits, first.boxes
@@ -157,16 +173,7 @@ def match(
     values = [hungarian.cost(*part, targets) for part in parts]
     if second is not None:
         values.append(one_to_many.margin(second.logits[own_from:], second.boxes[own_from:], targets))
-    values_host, counts = _copy_to_host(torch.cat(values), targets)
-
-    ends = np.cumsum(counts)[:-1]
-    pairs = [
-        [(hungarian if k < len(logits) else one_to_many).assign(v) for v in np.split(layer_values, ends)]
-        for k, layer_values in enumerate(values_host)
-    ]
-    device = targets.boxes.device
-    first_half, *second_half = (packed(half, counts, device) for half in (pairs[:layers], pairs[layers:]) if half)
-    return Matching(first_half, second_half[0] if second_half else None)
+    return torch.cat(values), len(logits)
 
 
 def _copy_to_host(values: Tensor, targets: Targets) -> tuple[HostArray, list[int]]:

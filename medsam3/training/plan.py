@@ -30,7 +30,7 @@ from medsam3.model.freeze import freeze_unreached
 from medsam3.model.tokenizer import TEXT_LENGTH
 from medsam3.training.kernels import Card, CudaAutocast, Kernels, Work
 from medsam3.training.losses import HEADS, SetPredictionLoss
-from medsam3.training.matching import HungarianMatcher, Matching, OneToManyMatcher, Pairs, packed
+from medsam3.training.matching import HungarianMatcher, Matching, OneToManyMatcher, Pairs, costs, packed
 from medsam3.training.optim import PARTS, build_optimizer
 
 RESERVE_GIB = 3.0  # of a card's memory, for what is not in a plan
@@ -301,10 +301,9 @@ def _match(
 
     device = targets.boxes.device
     halves = [[pairs(1)] * layers]
-    for layer in range(layers):
-        hungarian.cost(output.one_to_one.logits[layer : layer + 1], output.one_to_one.boxes[layer : layer + 1], targets)
+    with torch.no_grad():
+        costs(output, targets, hungarian, one_to_many)
     if output.one_to_many is not None:
-        one_to_many.margin(output.one_to_many.logits, output.one_to_many.boxes, targets)
         halves.append([pairs(1)] * (layers - 1) + [pairs(one_to_many.config.top_k)])
     first, *second = (packed(half, counts, device) for half in halves)
     return Matching(first, second[0] if second else None)
