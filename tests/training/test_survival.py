@@ -124,16 +124,18 @@ def ending(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)], ids=lambda value: str(value)
+    ("step", "name", "status"),
+    [
+        (2, "SIGTERM", 75),  # within an interval of the log
+        (STEPS, "SIGTERM", 75),  # at the end of an epoch
+        (2 * STEPS, "SIGTERM", 75),  # at last
+        (2, "SIGUSR1", 75),
+        (2, "SIGINT", 130),
+    ],
 )
-@pytest.mark.parametrize(
-    "step", [2, STEPS, 2 * STEPS]
-)  # within an interval of the log; at the end of an epoch; at last
 def test_a_signal_finishes_the_step_saves_and_the_run_goes_on_to_the_same_numbers(
-    name, status, step, configure, unbroken, monkeypatch, tmp_path, capsys
+    step, name, status, configure, unbroken, monkeypatch, tmp_path, capsys
 ):
-    if step != 2 and name != "SIGTERM":
-        pytest.skip("once is enough")
     before = signal.getsignal(signal.SIGTERM)
     loaders, sent = (1, send_to_all) if name == "SIGTERM" else (0, send)
     with monkeypatch.context() as patch:
