@@ -108,9 +108,10 @@ def send(number: signal.Signals):
 
 def send_to_all(number: signal.Signals):
     """To the data loading processes, from another process as torchrun does, and then to this one."""
+    of_other_tests = multiprocessing.active_children()
 
     def sent(*_: object) -> None:
-        loaders = multiprocessing.active_children()
+        loaders = [process for process in multiprocessing.active_children() if process not in of_other_tests]
         subprocess.run(["kill", f"-{number}", *(str(process.pid) for process in loaders)], check=True)
         time.sleep(0.2)  # in which a loader that is killed is an error here
         assert loaders and all(process.is_alive() for process in loaders)
