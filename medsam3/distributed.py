@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -72,11 +72,22 @@ def loading_processes(requested: int) -> int:
     return min(requested, (os.cpu_count() or 1) // ranks_here)
 
 
-def heed_parent_alone(_: int = 0) -> None:
-    """In a data loading process: SIGTERM ends it only if its parent sends it.
+def loaded(loader: Iterable[T]) -> Iterator[T]:
+    """What a DataLoader gives. SIGTERM ends its processes (worker_init_fn=heed_parent_alone) only if this one sends it:
+    torchrun, pkill and some schedulers send it to all, and without its loader a run would fail, unsaved.
 
-    torchrun, pkill and some schedulers send it to all processes; without its loader a run would fail, unsaved.
+    It is blocked before they start, as some libraries start threads in a forked process before anything else runs.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        iterator = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from iterator
+
+
+def heed_parent_alone(_: int = 0) -> None:
+    """See `loaded`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

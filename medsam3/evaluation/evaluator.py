@@ -154,10 +154,8 @@ def _judgements(
     """Of the images of these numbers; with each, what draws its pictures once its values are there."""
     corpus, config = truth_images.corpus, truth_images.config
     bar = tqdm(numbers, unit="image", disable=not distributed.is_main(), leave=False, mininterval=2)
-    with clock("reading"):
-        alone = distributed.heed_parent_alone
-        options: Any = {"num_workers": workers, "collate_fn": _as_is, "worker_init_fn": alone}
-        images = iter(DataLoader(truth_images, batch_size=None, sampler=numbers, **options))
+    options: Any = {"num_workers": workers, "collate_fn": _as_is, "worker_init_fn": distributed.heed_parent_alone}
+    images = distributed.loaded(DataLoader(truth_images, batch_size=None, sampler=numbers, **options))
     for number in bar:
         with clock("reading"):
             rows, image, truths = next(images)

@@ -103,7 +103,7 @@ def _run_epochs(run: Run) -> None:
         total=run.total_steps, initial=progress.step, unit="step", disable=not distributed.is_main(), mininterval=2
     )
     run.sampler.set_position(progress.epoch, progress.images)
-    batches = one_ahead(run.loader, run.device)
+    batches = one_ahead(distributed.loaded(run.loader), run.device)
     with bar, closing(batches):  # an error's line then begins below the bar
         while (progress.step < run.total_steps or not progress.validated) and not _patience_ends(run):
             _run_epoch(run, batches, bar, watch)

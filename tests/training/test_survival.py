@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def send(number: signal.Signals):
     return lambda: os.kill(os.getpid(), number)
 
 
+STARTED_AT_FORK: list[int] = []  # a thread for each, as some libraries start their own anew in a forked process
+os.register_at_fork(
+    after_in_child=lambda: [
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start() for _ in STARTED_AT_FORK
+    ]
+)
+
+
 def send_to_all(number: signal.Signals):
     """To the data loading processes, from another process as torchrun does, and then to this one."""
     of_other_tests = multiprocessing.active_children()
@@ -141,6 +150,7 @@ def test_a_signal_finishes_the_step_saves_and_the_run_goes_on_to_the_same_number
     loaders, sent = (1, send_to_all) if name == "SIGTERM" else (0, send)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "optimizer_step", before_step(step, sent(signal.Signals[name])))
+        patch.setattr("tests.training.test_survival.STARTED_AT_FORK", [1])
         with pytest.raises(SystemExit) as ended:
             trainer.train(configure(*SETTINGS, f"data.workers={loaders}"))
     assert ended.value.code == status and signal.getsignal(signal.SIGTERM) == before
@@ -177,6 +187,7 @@ def test_a_signal_in_the_validation_ends_at_once_because_all_is_saved(
 ):
     with monkeypatch.context() as patch:
         patch.setattr(evaluator, "judge", send_to_all(signal.SIGTERM))
+        patch.setattr("tests.training.test_survival.STARTED_AT_FORK", [1])
         with pytest.raises(SystemExit) as ended:
             trainer.train(configure(*SETTINGS, "evaluation.workers=1"))
     assert ended.value.code == 75 and state(tmp_path / "run")["progress"]["step"] == STEPS
