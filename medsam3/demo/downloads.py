@@ -13,7 +13,7 @@ from medsam3.files import write_text
 from medsam3.prediction.answer import Answer, Prediction
 from medsam3.prediction.jobs import Picture
 from medsam3.prediction.outputs import PictureResult, file_name, json_text, write_masks, write_overlay
-from medsam3.prediction.volume_outputs import results_ending, write_scan_results
+from medsam3.prediction.volume_outputs import NIFTI, results_ending, write_scan_results
 from medsam3.scans.scan import Scan
 
 
@@ -46,11 +46,11 @@ def archive(study: Study, threshold: float, place: Path, model: str, weights: st
     folder = place / "files"
     folder.mkdir(parents=True)
     if isinstance(study.source, Scan):
-        volume = np.asarray(list(masks.values()))
+        volume, seg = np.asarray(list(masks.values())), "BINARY"
         try:
-            results_ending(study.source, seg := "BINARY")
+            results_ending(study.source, seg)
         except ValueError:  # images that no segmentation can refer to
-            seg = "NIFTI"
+            seg = NIFTI
         write_scan_results(folder, study.source, volume, prompts, ["masks"], weights, seg)
     else:
         predictions = [

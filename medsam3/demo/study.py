@@ -19,7 +19,7 @@ from medsam3.layouts.instances import Instances, Mask
 from medsam3.prediction.answer import Query
 from medsam3.prediction.detections import resized
 from medsam3.prediction.image import ImagePredictor
-from medsam3.prediction.jobs import DICOM, PICTURES, VOLUMES, Picture
+from medsam3.prediction.jobs import DICOM, PICTURES, VOLUMES, is_volume
 from medsam3.prediction.tiles import Window, windows
 from medsam3.prediction.volume_predictor import VolumePredictor, drift_words
 from medsam3.scans.dicom import SeveralSeries
@@ -209,7 +209,7 @@ def open_study(files: Sequence[Path], folder: Path, config: DemoConfig) -> Study
         shutil.move(file, target)
     name = files[0].name if len(files) == 1 else f"{len(files)} DICOM files"
     path = folder / files[0].name if len(files) == 1 else folder
-    if not Picture(path, (), folder, folder).is_volume:
+    if not is_volume(path):
         return Study(name, folder, read_picture(path, config))
     try:
         return Study(name, folder, read_scan(path, config.scan))

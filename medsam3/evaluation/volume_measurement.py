@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from medsam3 import distributed
 from medsam3.config import EvaluateConfig
 from medsam3.data.corpus import open_corpus
 from medsam3.evaluation.answers import ModelAnswers
 from medsam3.evaluation.measurement import parts_asked, prepared_sets, question_of
-from medsam3.evaluation.sources import open_source
+from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.volume_tables import volumes_csv, volumes_json, volumes_markdown
 from medsam3.evaluation.volumes import VolumeFinding, VolumeResult, find_volumes, measure_volumes
 from medsam3.files import writable_folder, write_text
@@ -72,16 +74,10 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
         elif distributed.is_main():
             shutil.rmtree(folder / OVERLAYS, ignore_errors=True)  # of an earlier evaluation
         distributed.barrier()
-        results, drifts = measure_volumes(
-            *(corpus, found, volumes, config.evaluation.metrics, config.nsd_mm, journal),
-            *(folder / OVERLAYS, config.evaluation.overlays),
-        )
+        metrics, pictures = config.evaluation.metrics, (folder / OVERLAYS, config.evaluation.overlays)
+        results, drifts = measure_volumes(corpus, found, volumes, metrics, config.nsd_mm, journal, *pictures)
         if distributed.is_main():
-            table = volumes_markdown(results, [own for volumes in found.values() for own in volumes], left_out)
-            if source.chosen_on:
-                table += f"- Chosen on these slices: {listed(source.chosen_on)}.\n"
-            table += "".join(f"- TRAINED on rows of {name}: {why}.\n" for name, why in source.trained_on.items())
-            table += "".join(f"- {name}: {drift_words(drift)}.\n" for name, drift in drifts.items())
+            table = volumes_markdown(results, list(chain(*found.values())), left_out) + _warnings(source, drifts)
             answer = volumes_json(question | facts, results, drifts)
             write_text(folder / "results_volumes.csv", volumes_csv(results))
             write_text(folder / "results_volumes.json", answer)
@@ -91,6 +87,14 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
         if distributed.is_main():
             say(f"report   {write_report(folder)}")
         return results
+
+
+def _warnings(source: Source, drifts: Mapping[str, Sequence[float]]) -> str:
+    """Lines of volumes.md: on what the checkpoint was chosen and trained, how far its tracker drifted."""
+    lines = [f"Chosen on these slices: {listed(source.chosen_on)}"] if source.chosen_on else []
+    lines += [f"TRAINED on rows of {name}: {why}" for name, why in source.trained_on.items()]
+    lines += [f"{name}: {drift_words(drift)}" for name, drift in drifts.items()]
+    return "".join(f"- {line}.\n" for line in lines)
 
 
 def _check(config: EvaluateConfig) -> None:

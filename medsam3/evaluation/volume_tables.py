@@ -13,7 +13,7 @@ from typing import Any
 from medsam3.evaluation.volumes import VolumeResult, VolumeRows
 from medsam3.messages import listed, markdown_table
 from medsam3.metrics.statistics import MIN_GROUPS, MeanInterval, mean_interval
-from medsam3.reports.volume_report import heading, printed
+from medsam3.reports.volume_report import heading, with_interval
 from medsam3.results.scores import DRAWS, LEVEL, SEED
 
 BEFORE = ("dataset", "volume", "group", "part", "concept", "prompt", "rule", "mode", "present", "score")
@@ -102,8 +102,7 @@ def volumes_markdown(results: Sequence[VolumeResult], asked: Iterable[VolumeRows
 def _shown(name: str, mean: MeanInterval | None, count: int) -> str:
     if mean is None:
         return "-"
-    interval = " [{:.1f}, {:.1f}]".format(*(printed(name, end) for end in mean.interval)) if mean.interval else ""
-    return f"{printed(name, mean.mean):.1f}{interval}" + (f" (of {mean.rows})" if mean.rows < count else "")
+    return with_interval(name, mean.mean, mean.interval) + (f" (of {mean.rows})" if mean.rows < count else "")
 
 
 def volumes_json(question: dict[str, Any], results: Sequence[VolumeResult], drifts: dict[str, list[float]]) -> str:

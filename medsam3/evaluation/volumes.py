@@ -190,8 +190,6 @@ def measure_volumes(
         journal: of `VolumeFinding`s; volumes that it holds already are not done again. None: with one process.
         overlays: folder for pictures of slices.
         pictured: of how many volumes of each data set there are any, spread evenly.
-        overlays: folder for pictures of slices.
-        pictured: of how many volumes of each data set there are any, spread evenly.
 
     Raises:
         ValueError: masks or scores that are not finite; a concept that is marked in some slices only.

@@ -36,6 +36,13 @@ def is_dicom(path: Path) -> bool:
         return name.endswith(DICOM) or file.read(132)[128:] == b"DICM"
 
 
+def is_volume(path: Path) -> bool:
+    """Whether a file, or the folder of a DICOM series, is read as a volume; what is not is a picture."""
+    name = path.name.lower()
+    stack = name.endswith(TIFF) and tiff_pages(path) > 1
+    return stack or path.is_dir() or name.endswith(VOLUMES) or is_dicom(path)
+
+
 def _is_series(folder: Path) -> bool:
     return folder.is_dir() and any(map(is_dicom, folder.iterdir()))
 
@@ -60,9 +67,7 @@ class Picture:
 
     @cached_property
     def is_volume(self) -> bool:
-        name = self.path.name.lower()
-        stack = name.endswith(TIFF) and tiff_pages(self.path) > 1
-        return stack or self.path.is_dir() or name.endswith(VOLUMES) or is_dicom(self.path)
+        return is_volume(self.path)
 
 
 @dataclass(frozen=True)
@@ -177,10 +182,10 @@ def _taken(
     """Pictures, volumes and folders of DICOM series; other files are counted."""
     place = base.absolute()
     results = [own for folder in outputs if (own := folder.absolute()) != place and own.is_relative_to(place)]
-    series = [folder for folder in files if _is_series(folder)]
+    series = {folder for folder in files if _is_series(folder)}
     for path in files:
         name = path.relative_to(base)
-        if not (path.is_file() or path in series) or any(folder in path.parents for folder in series):
+        if not (path.is_file() or path in series) or not series.isdisjoint(path.parents):
             continue
         below = any(path.absolute().is_relative_to(folder) for folder in results)
         if below or any((folder / RESULT).is_file() for folder in (path, path.parent, path.parent.parent)):

@@ -48,6 +48,12 @@ def printed(metric: str, value: float) -> float:
     return 100 * value if NSD_MM.fullmatch(metric) else METRICS[metric].printed(value)
 
 
+def with_interval(metric: str, mean: float, interval: Sequence[float] | None) -> str:
+    """A mean as tables show it, with its interval if it has one."""
+    ends = " [{:.1f}, {:.1f}]".format(*(printed(metric, end) for end in interval)) if interval else ""
+    return f"{printed(metric, mean):.1f}{ends}"
+
+
 def draw_slices(
     folder: Path,
     names: tuple[str, str, str],
@@ -120,8 +126,7 @@ def volume_section(folder: Path) -> str:
 def _mean(metric: str, mean: dict[str, Any] | None) -> str:
     if mean is None:
         return "–"
-    interval = " [{:.1f}, {:.1f}]".format(*(printed(metric, x) for x in mean["interval"])) if mean["interval"] else ""
-    return f"{printed(metric, mean['mean']):.1f}{interval} ({mean['rows']})"
+    return f"{with_interval(metric, mean['mean'], mean['interval'])} ({mean['rows']})"
 
 
 def _every(results: Results, rule: str, metrics: Sequence[str]) -> str:

@@ -17,13 +17,14 @@ import pytest
 
 from medsam3.config import EvaluationConfig, ForeignConfig
 from medsam3.data.manifest import ImageRows
+from medsam3.evaluation.volume_measurement import _warnings
 from medsam3.evaluation.volume_tables import volumes_csv, volumes_json, volumes_markdown
 from medsam3.evaluation.volumes import VolumeFinding, VolumeResult, find_volumes, measure_volumes
 from medsam3.metrics.surfaces import nsd
 from medsam3.prediction.tracker import TrackedVolume
 from medsam3.prediction.volume import VolumePrediction
 from medsam3.reports.page import write_report
-from medsam3.reports.volume_report import draw_slices
+from medsam3.reports.volume_report import draw_slices, with_interval
 from medsam3.results.findings import Journal
 from tests.reports.test_page import Reader
 from tests.scripts import run_script
@@ -296,3 +297,16 @@ def test_what_volumes_do_not_have(override, message, data, tmp_path):
     done = run_script("evaluate.py", *common, override, *tracker, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert re.search(message.replace("no/where", "./no/where"), done.stderr), done.stderr
+
+
+def test_a_mean_has_its_interval_and_fractions_are_percent():
+    assert with_interval("dice", 0.5, (0.25, 0.751)) == "50.0 [25.0, 75.1]"
+    assert with_interval("nsd_2mm", 0.5, None) == "50.0" and with_interval("hd95", 3.25, (1, 4)) == "3.2 [1.0, 4.0]"
+
+
+def test_what_the_checkpoint_has_seen_of_the_volumes_is_said():
+    source: Any = SimpleNamespace(chosen_on=["a", "b"], trained_on={"c": "its record says so"})
+    first, second, third = _warnings(source, {"a/v": [0.125]}).splitlines()
+    assert first == "- Chosen on these slices: a, b." and second == "- TRAINED on rows of c: its record says so."
+    assert third.startswith("- a/v: ") and "12 %" in third and third.endswith(".")
+    assert _warnings(SimpleNamespace(chosen_on=[], trained_on={}), {}) == ""

@@ -74,7 +74,9 @@ def test_folders_of_dicom_series_are_found_by_what_their_files_are(files):
     series = {f"{name}": (f"in/study/{name}", ("polyp",)) for name in ("ct", "mr/deep")}
     whole = {f"out/{name}": found for name, found in series.items()}
     assert places(files, input=str(files / "in/study")) == whole
-    assert all(p.is_volume for p in find_work(predict_config(files, input=str(files / "in/study"))).pictures)
+    work = find_work(predict_config(files, input=str(files / "in/study")))
+    assert all(picture.is_volume for picture in work.pictures)
+    assert work.left_out == ["1 files with the ending (none)"]  # those of a series are not files of their own
     assert places(files, input=str(files / "in/study/ct")) == {"out/ct": series["ct"]}
     work = find_work(predict_config(files, input=str(files / "in/study/*")))
     assert [picture.path.name for picture in work.pictures] == ["ct"]
