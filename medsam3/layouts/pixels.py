@@ -1,6 +1,6 @@
 """Pixels of image and mask files: what Pillow decodes, the same packed with gzip, and MetaImage (.mha, .mhd).
 
-EXIF orientation is applied neither to images nor to masks: annotations are drawn on the stored pixels.
+EXIF orientation is applied neither to images nor to masks, but by Pillow to TIFF files; see `is_turned`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ import gzip
 import io
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, zlib.error, Image.DecompressionBombError)
 META_IMAGE = (".mha", ".mhd")
+PHOTOS = (".jpg", ".jpeg", ".webp")
+SEVERAL_VIEWS = "MPO"  # of a camera: the first is the picture, the others are previews
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 PHOTOMETRIC, BITS, SAMPLES = 262, 258, 339  # tags of TIFF; PHOTOMETRIC 0: the lowest value is white
 UNSIGNED, SIGNED = (None, 1), 2  # SAMPLES
@@ -101,7 +104,19 @@ def _opened(path: Path) -> Image.Image:
     file = Image.open(path)
     if file.mode == "L" and _tag(file, SAMPLES) == SIGNED:
         raise ValueError("signed values of 8 bits, which Pillow takes for unsigned ones; save it with 16 bits")
+    pages = getattr(file, "n_frames", 1)
+    if pages > 1 and file.format != SEVERAL_VIEWS:
+        raise ValueError(f"holds {pages} pages; a picture has one, so save each as a file")
     return file
+
+
+def is_turned(path: Path) -> bool:
+    """Whether viewers turn a photo by an EXIF tag; masks that were drawn there do not fit what `read_image` gives."""
+    if path.suffix.lower() not in PHOTOS:
+        return False
+    with suppress(*UNREADABLE), Image.open(path) as file:
+        return file.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return False
 
 
 def _tag(file: Image.Image, number: int) -> int | None:

@@ -16,7 +16,7 @@ from medsam3.layouts.per_image_shapes import AnnotationOptions, AnnotationReader
 from medsam3.layouts.reader import Item, Listing, Problem
 from medsam3.layouts.shape_files import AnnotatedImage, read_coco, read_run_lengths, read_via
 from medsam3.messages import one_of
-from medsam3.registry.patterns import FilePattern, list_files
+from medsam3.registry.patterns import FilePattern, list_files, one_sign
 from medsam3.registry.spec import DatasetSpec
 
 Captured = dict[str, str]  # placeholder -> text
@@ -202,7 +202,7 @@ def _by_name(paths: Iterable[str]) -> dict[str, list[str]]:
     """Paths by file name and by file name without its ending."""
     result: dict[str, list[str]] = {}
     for path in paths:
-        name = PurePosixPath(path).name
+        name = one_sign(PurePosixPath(path).name)
         for key in dict.fromkeys((name, name.rpartition(".")[0])):
             result.setdefault(key, []).append(path)
     return result
@@ -210,11 +210,11 @@ def _by_name(paths: Iterable[str]) -> dict[str, list[str]]:
 
 def _fitting(name: str, paths: dict[str, list[str]]) -> list[str]:
     """The images that an annotation file can mean by a name; folders in it count where the name alone is not enough."""
-    parts = PurePosixPath(name.replace("\\", "/"))
+    parts = PurePosixPath(one_sign(name).replace("\\", "/"))
     found = paths.get(parts.name, [])
     if len(found) < 2:
         return found
-    return [path for path in found if f"/{path}".endswith(f"/{parts}")] or found
+    return [path for path in found if f"/{one_sign(path)}".endswith(f"/{parts}")] or found
 
 
 def _item(path: str, images: dict[str, Captured], table: _Table, annotation: AnnotatedImage) -> Item:

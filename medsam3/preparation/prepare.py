@@ -18,11 +18,19 @@ import pyarrow as pa
 from medsam3.config import DataConfig, PrepareConfig
 from medsam3.data.manifest import exclusions_file, split_file, split_hash, write_split
 from medsam3.files import writable_folder, write_text
+from medsam3.layouts.pixels import is_turned
 from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
 from medsam3.layouts.readers import NotFoundError, check_reader, open_reader
 from medsam3.preparation.copies import find_copies, fingerprint
 from medsam3.preparation.parallel import each
-from medsam3.preparation.remarks import MOST_INSTANCES, crowded_images, torn_groups, unknown_words
+from medsam3.preparation.remarks import (
+    MOST_INSTANCES,
+    crowded_images,
+    never_there,
+    torn_groups,
+    turned_images,
+    unknown_words,
+)
 from medsam3.preparation.splits import assign_parts
 from medsam3.preparation.summary import Summary, exclusions_csv, problem_report, summary_table, where_to_get
 from medsam3.registry.spec import SPEC_FOLDER, UNION, DatasetSpec, load_specs
@@ -38,6 +46,7 @@ class ItemCheck:
     areas_px: dict[str, list[int]] = field(default_factory=dict)  # concept -> area of each instance
     broken: str | None = None
     left_out: str | None = None  # why the YAML leaves it out
+    turned: bool = False  # see pixels.is_turned
 
 
 def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> list[Summary]:
@@ -135,6 +144,7 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
 
 def check_item(reader: Reader, item: Item) -> ItemCheck:
     """Read an item as training will, and measure it."""
+    turned = is_turned(reader.root / item.image)
     try:
         height, width, _ = reader.image(item).shape
         masks = reader.masks(item)
@@ -146,14 +156,14 @@ def check_item(reader: Reader, item: Item) -> ItemCheck:
     except LeftOutError as error:
         return ItemCheck(left_out=str(error))
     except ValueError as error:
-        return ItemCheck(broken=str(error))
+        return ItemCheck(broken=f"{error}{'; an EXIF tag turns this image in viewers' if turned else ''}")
     if reader.spec.keep == "non_empty" and not any(len(instances) for instances in masks.values()):
         return ItemCheck(left_out="no instance of any concept (keep: non_empty)")
     # What is only there in specks is neither something to learn nor absent: as if nobody had looked for it.
     told = {concept: found.areas_px.tolist() for concept, found in masks.items() if len(found) or not found.dropped}
     if not told:
         return ItemCheck(left_out=f"no instance of min_area_px: {reader.spec.min_area_px} or more")
-    return ItemCheck(height, width, told)
+    return ItemCheck(height, width, told, turned=turned)
 
 
 class _Tally:
@@ -163,6 +173,7 @@ class _Tally:
         self.spec = spec
         self.items: list[Item] = []
         self.empty = 0  # items that show no instance of any concept
+        self.turned: list[str] = []
         self.crowded: dict[str, list[tuple[int, str]]] = {}  # see remarks.crowded_images
         self.areas_px = array("q")  # [instances], only those of the concept "*" where there is one: it holds the others
         self._rows = {name: array("q") for name in ("item", "concept", "instances", "area_px", "height", "width")}
@@ -170,6 +181,7 @@ class _Tally:
     def add(self, item: Item, check: ItemCheck) -> None:
         union = self.spec.concepts.get(UNION)
         self.empty += not any(check.areas_px.values())
+        self.turned += [item.id] * check.turned
         for concept, areas in check.areas_px.items():
             if len(areas) > MOST_INSTANCES:
                 self.crowded.setdefault(concept, []).append((len(areas), item.id))
@@ -209,7 +221,8 @@ class _Tally:
         columns["seed"] = np.full(rows, split.seed)
         write_split(path, columns)
         shown = by_image if split.by == "image" else by_group
-        remarks = crowded_images(self.spec, self.crowded)
+        remarks = crowded_images(self.spec, self.crowded) + turned_images(self.spec, self.turned)
+        remarks += never_there(self.spec, set(numbers["concept"][numbers["instances"] > 0]))
         remarks += torn_groups(self.spec, self.items, by_image) if split.by == "image" else []
         return {part: shown.count(part) for part in sorted(set(shown))}, remarks
 

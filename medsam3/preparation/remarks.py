@@ -1,8 +1,8 @@
-"""What is legal in a data set, but seldom meant: words of no vocabulary, more objects than SAM3 finds, torn groups."""
+"""What is legal in a data set, but seldom meant: words of no vocabulary, concepts of no image, and so on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from medsam3.layouts.reader import Item
 from medsam3.messages import listed
@@ -30,6 +30,25 @@ def crowded_images(spec: DatasetSpec, crowded: Mapping[str, Sequence[tuple[int, 
         "prompt, so the others are neither learnt nor found"
         for concept, images in crowded.items()
     ]
+
+
+def turned_images(spec: DatasetSpec, items: Sequence[str]) -> list[str]:
+    """A line if there are photos that viewers turn by an EXIF tag, as many drawing tools do."""
+    return [
+        f"{spec.name}: an EXIF tag turns {len(items)} image{'s' if len(items) > 1 else ''} in viewers "
+        f"({listed(items, 3)}), but not here: masks that were drawn on what a viewer shows lie wrong. Then save these "
+        "images upright (exiftran -ai, mogrify -auto-orient) and prepare again"
+    ][: len(items)]
+
+
+def never_there(spec: DatasetSpec, concepts: Collection[int]) -> list[str]:
+    """A line if concepts are in no image, as when a threshold or a value does not fit the mask files.
+
+    Args:
+        concepts: those that are in some image, as places in the spec's `concept_names`.
+    """
+    never = [name for place, name in enumerate(spec.concept_names) if place not in concepts]
+    return [f"{spec.name}: in no image: {listed(never, 8)}"] if never else []
 
 
 def torn_groups(spec: DatasetSpec, items: Sequence[Item], parts: Sequence[str]) -> list[str]:

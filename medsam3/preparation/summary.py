@@ -98,6 +98,10 @@ def problem_report(name: str, broken: list[Problem]) -> str:
     lines += [f"  {problem.item}: {problem.reason}" for problem in broken[:PROBLEMS_SHOWN]]
     if len(broken) > PROBLEMS_SHOWN:
         lines.append(f"  and {len(broken) - PROBLEMS_SHOWN} more")
+    if any("image without" in problem.reason for problem in broken):
+        lines.append(
+            "Where no file means that nothing is there: options: {missing_mask: absent} in the data set's YAML"
+        )
     lines.append("Repair the files, or leave these items out (they will be listed) with skip_broken=true")
     return "\n".join(lines)
 

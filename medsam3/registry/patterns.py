@@ -5,13 +5,14 @@ A pattern is a path relative to the data set's folder:
   {video}       further placeholders are allowed; the same name again must match the same text
   {id:\\d+}      a placeholder that must match a regular expression
   *             any text without "/", captured nowhere;  **/ any folders
-The ending (.png, .nii.gz) fits in upper and lower case.
+The ending (.png, .nii.gz) fits in upper and lower case. An umlaut may be one sign or two (macOS), captured it is one.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,13 +33,13 @@ class FilePattern:
         if text.startswith("/") or ".." in text.split("/"):
             raise ValueError(f"the pattern {text!r} must be a path below the data set's folder, without '..'")
         try:
-            self._regex = re.compile(self._translate(text))
+            self._regex = re.compile(self._translate(one_sign(text)))
         except re.error as error:
             raise ValueError(f"the pattern {text!r} does not compile: {error}") from error
 
     def match(self, path: str) -> dict[str, str] | None:
         """The texts of the placeholders if the pattern fits the whole relative path."""
-        found = self._regex.fullmatch(path)
+        found = self._regex.fullmatch(one_sign(path))
         return found.groupdict() if found else None
 
     @property
@@ -78,6 +79,11 @@ class FilePattern:
             return f"(?P={name})"
         self.names = (*self.names, name)
         return f"(?P<{name}>{expression or '[^/]+'})"
+
+
+def one_sign(text: str) -> str:
+    """Each letter with its accent as one sign: the form NFC of Unicode."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _closing_bracket(text: str, start: int) -> int:

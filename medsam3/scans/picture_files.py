@@ -23,7 +23,6 @@ TURNS = {  # EXIF orientation -> what a viewer does
     8: Image.Transpose.ROTATE_90,
 }
 OTHER_COLOURS = ("CMYK", "LAB", "HSV")
-SEVERAL_VIEWS = "MPO"  # of a camera: the first is the picture, the others are previews
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,12 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
     """
     try:
         with Image.open(path) as file:
-            pages, kind, mode = getattr(file, "n_frames", 1), file.format, file.mode
+            kind, mode = file.format, file.mode
             alpha = file.has_transparency_data
             wide_colours = mode not in WIDE_MODES and ";16" in str(file.tile)
             orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception as error:  # what the damage leads to
         raise unreadable(path, error) from error
-    if pages > 1 and kind != SEVERAL_VIEWS:
-        raise ValueError(f"{path}: holds {pages} pages; a picture has one, so save each as a file")
     window = config.scan.window
     shown = value_range("window", window) if window else None
     pixels = read_image(path, shown, None if window else value_range("percentiles", config.scan.percentiles))

@@ -35,6 +35,7 @@ from tests.conftest import GREY, SQUARE, masks_of, one_pair
         ("images/{id}_raw.nii.gz", "images/a_raw.Nii.GZ", {"id": "a"}),
         ("images/{id}_raw.png", "images/a_RAW.png", None),
         ("images/{id}.png", "images/axpng", None),
+        ("M\u00fcller/{id}.png", "Mu\u0308ller/u\u0308.png", {"id": "\u00fc"}),  # as macOS writes it
     ],
 )
 def test_patterns(pattern, path, captured):
@@ -186,6 +187,16 @@ def test_exif_orientation_is_applied_neither_to_image_nor_to_mask(folder, save, 
 
 
 # Bad input
+
+
+def test_of_several_pages_none_is_taken_for_the_picture(folder, save, reader_of):
+    one_pair(folder, save, SQUARE.astype(np.uint8))
+    page = Image.fromarray(GREY)
+    for name in ("images/a.tif", "masks/a.tif"):
+        page.save(folder / name, save_all=True, append_images=[page])
+    for name, read in (("images", lambda r: r.image(r.item("a"))), ("masks", masks_of)):
+        with pytest.raises(ValueError, match=rf"{name}/a\.tif: cannot be read \(holds 2 pages"):
+            read(reader_of(**{name: f"{name}/{{id}}.tif"}))
 
 
 def test_a_mask_of_another_size_is_named_with_both_sizes(folder, save, reader_of):

@@ -203,17 +203,19 @@ def test_relative_run_lengths_of_several_rows_are_joined(folder, reader_of, save
 
 def test_via_files_find_their_images_through_folders(folder, reader_of, save):
     for part in ("train", "val"):
-        save(folder / f"{part}/a.png", GREY)
+        save(folder / f"{part}/a\u0308.png", GREY)  # as macOS writes it
         polygon = {"name": "polygon", "all_points_x": [5, 14, 14, 5], "all_points_y": [10, 10, 19, 19]}
         region = {"shape_attributes": polygon, "region_attributes": {"kind": part}}
-        entry = {"filename": f"C:\\pictures\\{part}\\a.png", "size": 1, "regions": [region]}
-        write(folder / f"{part}.json", {"_via_img_metadata": {"a.png1": entry}})
+        entry = {"filename": f"C:\\pictures\\{part}\\ä.png", "size": 1, "regions": [region]}
+        write(folder / f"{part}.json", {"_via_img_metadata": {"ä.png1": entry}})
     changes = {"reader": "via_json", "masks": None, "images": "{part}/{id}.png", "concepts": {"train": "t", "val": "v"}}
     reader = reader_of(**changes, options={"annotations": "{part}.json", "label": "kind"})
-    assert [item.id for item in reader.items()] == ["train/a", "val/a"] and reader.problems() == []
-    assert (stacked(reader, "train/a")["t"] == SQUARE[None]).all() and len(stacked(reader, "train/a")["v"]) == 0
-    together = {"options": {"annotations": "{part:train}.json", "label": "kind"}, "images": "{part}/{id:a}.png"}
-    assert unexpected(reader_of(**(changes | together))) == [("val/a", "val/a.png: image without annotation file")]
+    assert [item.id for item in reader.items()] == ["train/ä", "val/ä"] and reader.problems() == []
+    assert (stacked(reader, "train/ä")["t"] == SQUARE[None]).all() and len(stacked(reader, "train/ä")["v"]) == 0
+    together = {"options": {"annotations": "{part:train}.json", "label": "kind"}, "images": "{part}/{id:ä}.png"}
+    assert unexpected(reader_of(**(changes | together))) == [
+        ("val/ä", "val/a\u0308.png: image without annotation file")
+    ]
 
 
 def test_names_that_fit_several_images_or_come_twice_are_problems(folder, reader_of, save):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medsam3.data.manifest import Manifest
 from medsam3.preparation.prepare import prepare
@@ -89,6 +90,7 @@ def test_broken_files_stop_the_set_with_every_one_named(small_set, make_spec, tm
         "masks/p1_03.png: the mask is 40 x 61 px, its image 40 x 60",
         "masks/p2_06.png: unknown label value 9",
         "images/p3_09.png: image without mask",
+        "missing_mask: absent",
         "skip_broken=true",
     ):
         assert fragment in str(error.value)
@@ -216,6 +218,25 @@ def test_more_instances_than_sam3_predicts_are_said(make_spec, tmp_path):
     assert found.annotations == 200 + 220 + 400
     (line,) = found.remarks
     assert line.startswith("small: 2 images hold more than 200 of 'cell nucleus' (up to 400, in c)")
+
+
+def test_photos_that_viewers_turn_are_said(small_set, make_spec, tmp_path):
+    make_spec(images="images/{id}.jpg")
+    exif = Image.Exif()
+    for path in (tmp_path / "data/small/images").glob("*.png"):
+        exif[0x0112] = 3 if path.stem == "p1_03" else 1
+        Image.open(path).save(path.with_suffix(".jpg"), exif=exif)
+    (found,) = prepare(prepare_config(small_set[1]), [make_spec.folder])
+    assert any("small: an EXIF tag turns 1 image in viewers (p1_03), but not here" in line for line in found.remarks)
+    save_picture(tmp_path / "data/small/masks/p1_03.png", np.zeros((60, 40), np.uint8))
+    with pytest.raises(ValueError, match=r"60 x 40 px, its image 40 x 60 .*; an EXIF tag turns this image in viewers"):
+        prepare(prepare_config(small_set[1]), [make_spec.folder])
+
+
+def test_a_concept_of_no_image_is_said(small_set, make_spec):
+    make_spec(concepts={1: "polyp", 2: "liver", 3: "spleen", 9: "kidney"})
+    (found,) = prepare(prepare_config(small_set[1]), [make_spec.folder])
+    assert "small: in no image: spleen, kidney" in found.remarks
 
 
 def test_a_word_of_no_vocabulary_is_said_with_the_one_that_was_meant(small_set, make_spec, capsys):
