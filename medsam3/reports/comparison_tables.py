@@ -88,7 +88,7 @@ def _table(first: str, metric: Metric, duels: Sequence[Duel]) -> str:
                 ),
                 " to ".join(ends) or "-",
                 *(p_value(duel.permutation_holm), p_value(duel.wilcoxon_holm)),
-                *(f"{paired.cohen_dz:.2f}", f"{paired.rank_biserial:.2f}"),
+                *(f"{size:.2f}" if not np.isnan(size) else "-" for size in (paired.cohen_dz, paired.rank_biserial)),
                 *(f"{paired.better} / {paired.equal} / {paired.worse}", str(paired.difference.rows)),
             ]
         )

@@ -100,8 +100,10 @@ def _top(results: Pair) -> str:
     for kind, absent in ours.absent(rule).items():
         answered = 100 * sum(case.prediction_px > 0 for case in absent) / len(absent)
         fired = 100 * sum(case.score >= SCORE_THRESHOLD for case in absent) / len(absent)
-        words = f"% of {len(absent):,} absent concepts ({kind}) got a mask, {fired:.1f} % a score of {SCORE_THRESHOLD}"
-        numbers.append((f"{answered:.1f}", f"{words} or more; 0 at best"))
+        scored = any(math.isfinite(case.score) for case in absent)  # of masks from files none is; top1 answers always
+        words = f"score {SCORE_THRESHOLD} or more, {answered:.1f} % got a mask" if scored else "got a mask"
+        number = f"{fired if scored else answered:.1f}"
+        numbers.append((number, f"% of {len(absent):,} absent concepts ({kind}) {words}; 0 at best"))
     cells = "".join(f"<div><b>{escape(number)}</b>{escape(words)}</div>" for number, words in numbers)
     warnings = list(results.warnings)
     if "box" in ours.question.get("prompt", ""):

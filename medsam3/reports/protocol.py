@@ -51,6 +51,11 @@ def _input(asked: dict[str, Any]) -> str:
     )
 
 
+def _foreign(asked: dict[str, Any]) -> str:
+    words = [f"{number} {kind}" for kind in ("hard", "easy") if (number := asked.get("foreign", {}).get(kind))]
+    return f"; and of each image {' and '.join(words)} words for what it cannot show" if words else ""
+
+
 def model_lines(asked: dict[str, Any], hashes: dict[str, str]) -> list[list[str]]:
     """Of a question, and of the SHA-256 of the files of its answers."""
     prediction = ", ".join(f"{key} {_plain(value)}" for key, value in asked.get("prediction", {}).items())
@@ -63,7 +68,7 @@ def model_lines(asked: dict[str, Any], hashes: dict[str, str]) -> list[list[str]
     return [
         ["Model", f"{_known(asked, 'checkpoint')}; SHA-256 of its weights {_known(asked, 'weights_sha256')}"],
         ["Input", _input(asked)],
-        ["Concepts asked", wanted.get(asked.get("ask", ""), _known(asked, "ask"))],
+        ["Concepts asked", wanted.get(asked.get("ask", ""), _known(asked, "ask")) + _foreign(asked)],
         ["From answers to masks", prediction or "not recorded"],
         ["Reference standard", "the masks of the data sets as published, read as their YAML files say"],
         ["Training rows", seen.get(_known(asked, "training_rows_allowed"), "not recorded")],

@@ -75,7 +75,7 @@ def _top(run: RunFiles) -> str:
         numbers += [(f"{dice[-1][1]:.3f}", f"validation Dice, epoch {dice[-1][0]:g}")]
         numbers += [(f"{best[1]:.3f}", f"the best, epoch {best[0]:g}")]
     if again := run.curve("check/best_dice", "step"):
-        numbers.append((f"{again[-1][1]:.3f}", "the same, `best` read back"))
+        numbers.append((f"{again[-1][1]:.3f}", "the same, read back from best/"))
     if speed := run.curve("speed/images_per_s", "step"):
         numbers.append((f"{speed[-1][1]:.3g}", "images/s, last line"))
     skipped = sum("skipped" in line for line in run.lines)
@@ -169,7 +169,7 @@ def _fixed_cases(run: RunFiles) -> str:
             for word, source in (("image", image), ("truth", truth))
         )
         blocks.append(
-            f'<div class="case"><h3>{escape(case)}</h3><div class="panels">{pictures}'
+            f'<div class="case"><h3>{escape(case).replace("_", "_<wbr>")}</h3><div class="panels">{pictures}'
             f'<div><img class="answer" alt="prediction" src="{last[2]}">prediction</div></div>'
             f'<p class="note said">{escape(last[3])}</p><script type="application/json">{data}</script></div>'
         )

@@ -138,7 +138,9 @@ def test_what_is_not_there_is_counted_apart(tmp_path):
     row = found.row("ours", "papila", "union", "marked")
     assert row[4:] == ["3", "2", "2", "50.0", "50.0", "40.0", "83.3", "0.167"]
     assert found.row("papila", "union")[2] == "60.0"  # not in the mean
-    assert "50.0% of 2 absent concepts (marked) got a mask, 50.0 % a score of 0.5 or more" in found.text
+    assert "50.0% of 2 absent concepts (marked) score 0.5 or more, 50.0 % got a mask" in found.text
+    without = [case("1", 0.6, score=math.nan), case("4", 0.0, kind="marked", truth_px=0, score=math.nan)]
+    assert "100.0% of 1 absent concepts (marked) got a mask" in read(write(tmp_path / "files", without)).text
 
 
 def test_the_ceiling_of_top1_and_the_dice_with_what_is_not_there_stand_beside_the_means(tmp_path):
@@ -172,7 +174,7 @@ def test_foreign_words_stand_apart_and_beside_a_baseline_that_was_asked_the_same
     assert found.row("baseline", "papila", "union", "hard")[4:9] == ["1", "1", "1", "100.0", "100.0"]
     assert found.row("ours", "papila", "union", "easy")[4:9] == ["1", "2", "2", "50.0", "50.0"]
     assert not [row for row in found.rows if row[:4] == ["baseline", "papila", "union", "easy"]]  # other words
-    assert "50.0% of 2 absent concepts (easy) got a mask" in found.text
+    assert "0.0% of 1 absent concepts (hard) score 0.5 or more, 100.0 % got a mask" in found.text
     assert found.row("papila", "what is not there")[2:] == ["1", "1", "50.0", "25.0", "0.0"]
     rows = json.loads(found.data)["rows"]
     assert [(row[2], row[6]) for row in rows] == [
