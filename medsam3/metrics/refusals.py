@@ -58,9 +58,10 @@ def auroc_interval(
     """Presence AUROC with an interval by groups, each with all its rows, present and absent.
 
     The variance is that of the placements (DeLong's, summed by group as Obuchowski 1997); the interval is Student's on
-    the scale of logits, so that it stays within 0 to 1. None below 10 groups, and where all present rows score above
-    all absent ones, or below: nothing tells then how sure that is. Simulated at 40 groups of 1 or 5 images, at 95 %:
-    94.5 to 95.9 % covered for an AUROC of 0.5 to 0.76, 92 to 93 % for one of 0.96.
+    the scale of logits, so that it stays within 0 to 1. None where fewer than 10 groups have present rows, or absent
+    ones, and where all present rows score above all absent ones, or below: nothing tells then how sure that is.
+    Simulated at 40 groups of 1 or 5 images, at 95 %: 94.5 to 95.9 % covered for an AUROC of 0.5 to 0.76, 92 to 93 % for
+    one of 0.96; where 10, 3, 1 of the 40 (8 images each) have absent rows, 93, 83, 26 %.
 
     Args:
         present, absent: scores.
@@ -74,7 +75,7 @@ def auroc_interval(
     auroc = presence_auroc(yes, no)
     names, index = np.unique([*present_groups, *absent_groups], return_inverse=True)
     interval = None
-    if len(names) >= MIN_GROUPS and 0 < auroc < 1:
+    if min(len(set(present_groups)), len(set(absent_groups))) >= MIN_GROUPS and 0 < auroc < 1:
         off = np.concatenate([(_below(no, yes) - auroc) / yes.size, (1 - _below(yes, no) - auroc) / no.size])
         spread = (np.bincount(index, off) ** 2).sum() * len(names) / (len(names) - 1)
         reach = stats.t.ppf((1 + level) / 2, len(names) - 1) * np.sqrt(spread) / (auroc * (1 - auroc))

@@ -92,7 +92,10 @@ def test_the_interval_of_an_auroc_covers_the_truth() -> None:
     assert auroc_interval([0.9] * 20, groups[:20], [], [], 0.95) is None
     parted = auroc_interval([0.9] * 60, groups[:60], [0.1] * 60, groups[:60], 0.95)
     assert parted.mean == 1.0 and parted.interval is None  # nothing tells how sure that is
-    assert auroc_interval([0.9, 0.2], ["a", "b"], [0.3], ["c"], 0.95).interval is None  # 3 groups
+    for few in (groups[:20], groups[:36]):  # 5 and 9 patients: their own variance would hardly be in it, or not at all
+        assert auroc_interval(present, groups, absent[: len(few)], few, 0.95).interval is None
+        assert auroc_interval(present[: len(few)], few, absent, groups, 0.95).interval is None
+    assert auroc_interval(present, groups, absent[:40], groups[:40], 0.95).interval
 
 
 def test_refusals_are_told_apart_by_kind_rule_and_data_set() -> None:
