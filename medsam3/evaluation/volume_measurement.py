@@ -77,7 +77,8 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
         metrics, pictures = config.evaluation.metrics, (folder / OVERLAYS, config.evaluation.overlays)
         results, drifts = measure_volumes(corpus, found, volumes, metrics, config.nsd_mm, journal, *pictures)
         if distributed.is_main():
-            table = volumes_markdown(results, list(chain(*found.values())), left_out) + _warnings(source, drifts)
+            table = volumes_markdown(results, list(chain(*found.values())), left_out)
+            table += _notes(source, volumes.remarks, drifts)
             answer = volumes_json(question | facts, results, drifts)
             write_text(folder / "results_volumes.csv", volumes_csv(results))
             write_text(folder / "results_volumes.json", answer)
@@ -89,11 +90,11 @@ def evaluate_volumes(config: EvaluateConfig) -> list[VolumeResult]:
         return results
 
 
-def _warnings(source: Source, drifts: Mapping[str, Sequence[float]]) -> str:
-    """Lines of volumes.md: on what the checkpoint was chosen and trained, how far its tracker drifted."""
+def _notes(source: Source, remarks: Sequence[str], drifts: Mapping[str, Sequence[float]]) -> str:
+    """Lines of volumes.md: on what the checkpoint was chosen and trained, what its tracker is, how far it drifted."""
     lines = [f"Chosen on these slices: {listed(source.chosen_on)}"] if source.chosen_on else []
     lines += [f"TRAINED on rows of {name}: {why}" for name, why in source.trained_on.items()]
-    lines += [f"{name}: {drift_words(drift)}" for name, drift in drifts.items()]
+    lines += [*remarks, *(f"{name}: {drift_words(drift)}" for name, drift in drifts.items())]
     return "".join(f"- {line}.\n" for line in lines)
 
 

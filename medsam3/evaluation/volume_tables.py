@@ -67,8 +67,9 @@ def volumes_markdown(results: Sequence[VolumeResult], asked: Iterable[VolumeRows
     head = ["Data set", "Concept", "Volumes", *(heading(name) for name in first.values)]
     rows = []
     for (dataset, concept), values in means.items():
-        count = sum(r.present and r.dataset == dataset and concept in (r.concept, ALL) for r in results)
-        rows.append([dataset, concept, str(count), *(_shown(name, values.get(name), count) for name in first.values)])
+        held = [r.volume for r in results if r.present and r.dataset == dataset and concept in (r.concept, ALL)]
+        shown = (_shown(name, values.get(name), len(held)) for name in first.values)
+        rows.append([dataset, concept, str(len(set(held))), *shown])
     lines = [
         f"Volumes by mode {first.mode}, rule {first.rule}. In brackets the {LEVEL:.0%} interval, groups drawn "
         f"together, from {MIN_GROUPS} groups on.",

@@ -85,7 +85,8 @@ def volume_page(folder: Path) -> str:
     """The body of a report on volumes alone. Raises as `volume_section`."""
     asked = json.loads((folder / VOLUME_FILES[0]).read_text(encoding="utf-8"))["question"]
     hashes = {name: file_hash(folder / name) for name in VOLUME_FILES}
-    volume = ", ".join(f"{key} {value}" for key, value in asked["volume"].items())
+    tracker = {key: asked[key] for key in ("tracker_sha256", "tracker_vision") if key in asked}  # as it was in the end
+    volume = ", ".join(f"{key} {value}" for key, value in (asked["volume"] | tracker).items())
     lines = [*model_lines(asked, hashes), ["Volumes", volume]]
     return (
         f"<h1>Evaluation of {escape(str(asked['checkpoint']))} on volumes</h1>{volume_section(folder)}"

@@ -119,7 +119,7 @@ def test_a_whole_volume(corpus_of):
     assert left.values["hd95"] == 5.0 and right.values["hd95"] == 0.5  # a slice, a column
     assert (left.group, left.volume, left.slices, left.slices_in_file, left.stretches) == ("patient", "v", 6, 6, 1)
     assert (left.truth_voxels, left.prediction_voxels, left.score) == (96, 96, 0.5)
-    assert "| small | all | 2 |" in table and "Incomplete" not in table
+    assert "| small | all | 1 |" in table and "Incomplete" not in table
     lines = list(csv.DictReader(volumes_csv(list(results.values())).splitlines()))
     assert lines[0]["spacing_mm"] == "5 x 0.5 x 2" and lines[0]["present"] == "1"
 
@@ -278,6 +278,8 @@ def test_the_script_in_both_modes_against_the_slices(data, tmp_path):
     ]
     question = json.loads((tmp_path / "runs/tracked/results_volumes.json").read_text())["question"]
     assert question["tracker_vision"] == "original" and question["volume"]["mode"] == "tracker"
+    page = (tmp_path / "runs/tracked/report.html").read_text()
+    assert "random weights: it follows nothing" in page and f"tracker_sha256 {question['tracker_sha256']}" in page
 
 
 @pytest.mark.parametrize(
