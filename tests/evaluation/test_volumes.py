@@ -17,7 +17,7 @@ import pytest
 
 from medsam3.config import EvaluationConfig, ForeignConfig
 from medsam3.data.manifest import ImageRows
-from medsam3.evaluation.volume_measurement import _warnings
+from medsam3.evaluation.volume_measurement import _notes
 from medsam3.evaluation.volume_tables import volumes_csv, volumes_json, volumes_markdown
 from medsam3.evaluation.volumes import VolumeFinding, VolumeResult, find_volumes, measure_volumes
 from medsam3.metrics.surfaces import nsd
@@ -308,7 +308,7 @@ def test_a_mean_has_its_interval_and_fractions_are_percent():
 
 def test_what_the_checkpoint_has_seen_of_the_volumes_is_said():
     source: Any = SimpleNamespace(chosen_on=["a", "b"], trained_on={"c": "its record says so"})
-    first, second, third = _warnings(source, {"a/v": [0.125]}).splitlines()
+    first, second, third = _notes(source, [], {"a/v": [0.125]}).splitlines()
     assert first == "- Chosen on these slices: a, b." and second == "- TRAINED on rows of c: its record says so."
     assert third.startswith("- a/v: ") and "12 %" in third and third.endswith(".")
-    assert _warnings(SimpleNamespace(chosen_on=[], trained_on={}), {}) == ""
+    assert _notes(SimpleNamespace(chosen_on=[], trained_on={}), [], {}) == ""
