@@ -10,6 +10,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -55,6 +56,15 @@ class _Interval:
     steps: int = 0
     skipped: int = 0
     batches: int = 0
+    queries: int = 0
+
+
+@dataclass
+class _Clock:
+    """Of this process, so in no state: the time since the last reading, and what was done in it."""
+
+    since: float
+    waited_s: float = 0.0
     images: int = 0
     queries: int = 0
 
@@ -73,18 +83,24 @@ class StepMeter:
         self._device = device
         self.work = work
         self.asked: Counter[str] = Counter()  # concepts of the epoch by kind; whoever begins an epoch clears it
-        self.restart()
+        self._restart()
         if state is not None:
             self._interval = _Interval(**_moved(state["interval"], device))
             self.asked.update(state["asked"])
 
     def state(self) -> dict[str, Any]:
-        """What the interval so far adds to the next reading, the time apart; and what was asked."""
+        """What the interval so far adds to the next reading, its speed apart; and what was asked."""
         return {"interval": _moved(vars(self._interval), torch.device("cpu")), "asked": dict(self.asked)}
 
-    def restart(self) -> None:
-        self._interval = _Interval()
-        self._since, self._waited_s = time.perf_counter(), 0.0
+    def _restart(self) -> None:
+        self._interval, self._clock = _Interval(), _Clock(time.perf_counter())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time within the context (a validation) is not that of the steps around it."""
+        begun = time.perf_counter()
+        yield
+        self._clock.since += time.perf_counter() - begun
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
         """The same; the time until each is there counts as waiting for data."""
@@ -95,7 +111,7 @@ class StepMeter:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._waited_s += time.perf_counter() - begun
+            self._clock.waited_s += time.perf_counter() - begun
             yield item
 
     def add(self, result: LossResult, *, images: int, queries: int) -> None:
@@ -105,8 +121,9 @@ class StepMeter:
         now.presence = result.presence if now.presence is None else now.presence + result.presence
         now.matched = {name: now.matched.get(name, 0) + count for name, count in result.matched.items()}
         now.batches += 1
-        now.images += images
         now.queries += queries
+        self._clock.images += images
+        self._clock.queries += queries
 
     def add_gradient_norm(self, norm: Tensor, norms: Tensor, parts: list[str], limit: float) -> None:
         """Norm before clipping: the reading shows the last one, and the share of steps in which it was above.
@@ -126,17 +143,16 @@ class StepMeter:
 
     def read(self, optimizer: Optimizer) -> dict[str, float]:
         """Named scalars, the losses averaged over ranks; starts the next interval. All ranks must call it."""
-        now = self._interval
-        seconds = time.perf_counter() - self._since
-        values = self._of_batches() | _rates(optimizer) | _gradient(now)
-        ranks = distributed.world_size()
-        values["speed/images_per_s"] = ranks * now.images / seconds
-        values["speed/queries_per_s"] = ranks * now.queries / seconds
+        clock, ranks = self._clock, distributed.world_size()
+        seconds = time.perf_counter() - clock.since
+        values = self._of_batches() | _rates(optimizer) | _gradient(self._interval)
+        values["speed/images_per_s"] = ranks * clock.images / seconds
+        values["speed/queries_per_s"] = ranks * clock.queries / seconds
         if self.work is not None:  # of this process's GPU
-            values["speed/mfu"] = self.work.mfu(now.images, now.queries, seconds)
-        values["speed/data_wait_share"] = self._waited_s / seconds
+            values["speed/mfu"] = self.work.mfu(clock.images, clock.queries, seconds)
+        values["speed/data_wait_share"] = clock.waited_s / seconds
         values["memory/gib"] = _peak_memory_gib(self._device)
-        self.restart()
+        self._restart()
         return values
 
     def _of_batches(self) -> dict[str, float]:

@@ -109,7 +109,7 @@ def _run_epochs(run: Run) -> None:
             _run_epoch(run, batches, bar, watch)
             save(run)  # a validation takes long
             watch.doing("validates", watched=False)
-            with _nothing_to_lose(run):
+            with _nothing_to_lose(run), run.meter.paused():
                 _log_asked(run)
                 validate(run)
             progress.validated = True
@@ -117,7 +117,6 @@ def _run_epochs(run: Run) -> None:
                 progress.epoch += 1
                 progress.images = 0
                 run.meter.asked.clear()
-            run.meter.restart()
             save(run)
         if not run.log.ends_with("check/best_dice"):
             with _nothing_to_lose(run):

@@ -56,15 +56,24 @@ def test_two_steps_by_hand():
 
 
 def test_speed_and_mfu_are_of_the_time_between_two_readings(monkeypatch):
-    clock = iter([0.0, 1.0, 1.5, 4.0, 4.0])  # made, a batch waited for (0.5 s), read, made anew
+    clock = iter([0.0, 1.0, 1.5, 2.0, 9.0, 11.0, 11.0])  # made, a batch waited for (0.5 s), paused (7 s), read
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     meter = StepMeter(torch.device("cpu"), Workload(of_image=2e12, of_query=5e11, peak=1e13))
     assert next(meter.waiting(["batch"])) == "batch"
+    with meter.paused():
+        pass
     meter.add(result(1, [2, 1, 1, 1], targets=4, one_to_one=4, one_to_many=9), images=3, queries=8)
     values = meter.read(optimizer(("text", 0, 1.0)))
     assert values["speed/images_per_s"] == 3 / 4 and values["speed/queries_per_s"] == 2
     assert values["speed/data_wait_share"] == 0.5 / 4
     assert values["speed/mfu"] == pytest.approx((3 * 2e12 + 8 * 5e11) / 4 / 1e13)
+
+
+def test_the_speed_after_a_resumption_is_of_what_was_done_since():
+    before = StepMeter(torch.device("cpu"))
+    before.add(result(1, [2, 1, 1, 1], targets=4, one_to_one=4, one_to_many=9), images=3, queries=8)
+    values = StepMeter(torch.device("cpu"), state=before.state()).read(optimizer(("text", 0, 1.0)))
+    assert values["loss/total"] == 10 and values["speed/images_per_s"] == values["speed/queries_per_s"] == 0
 
 
 def test_nothing_is_said_of_what_was_not_asked():

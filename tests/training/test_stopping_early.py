@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +48,7 @@ def validations(monkeypatch, patience: int | None, dices: list[float]) -> tuple[
         log=log,
         average=None,
         detector=None,
-        meter=SimpleNamespace(asked={}, restart=lambda: None),
+        meter=SimpleNamespace(asked={}, paused=nullcontext),
         loaded=None,
     )
     monkeypatch.setattr(trainer.distributed, "is_main", lambda: False)

@@ -7,7 +7,6 @@ import errno
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from medsam3 import distributed
 from medsam3.data import sampler
 from medsam3.evaluation import evaluator
 from medsam3.training import resume, trainer
-from medsam3.training.log import RunLog
+from medsam3.training.meter import StepMeter
 from medsam3.training.step import optimizer_step
 
 SETTINGS = (
@@ -37,6 +36,7 @@ SETTINGS = (
     "model.regularisation.feed_forward_dropout=0.1",
 )
 STEPS = 4  # of an epoch
+TOTALS: list[float] = []  # losses of the steps of `unbroken`
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,8 @@ def unbroken(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "_shares", lambda *_: np.asarray([STEPS]))
+        add = StepMeter.add
+        patch.setattr(StepMeter, "add", lambda self, one, **n: (TOTALS.append(float(one.total)), add(self, one, **n)))
         trainer.train(composed("train", TrainConfig, *SMALL, *data, f"output_dir={folder}", *SETTINGS))
     return lines(folder), state(folder)
 
@@ -131,6 +133,13 @@ def send_to_all(number: signal.Signals):
 
 def ending(*_: object, **__: object) -> None:
     raise KeyError("as a kill would")
+
+
+def test_a_line_of_the_log_is_of_all_steps_since_the_line_before(unbroken):
+    """Every three steps, in epochs of four: the validation after the fourth takes nothing from the second line."""
+    logged = {row["step"]: row["loss/total"] for row in unbroken[0] if "loss/total" in row}
+    means = {end: sum(TOTALS[begin:end]) / (end - begin) for begin, end in ((0, 3), (3, 6), (6, 8))}
+    assert logged == pytest.approx(means) and len(TOTALS) == 2 * STEPS
 
 
 @pytest.mark.parametrize(
@@ -218,93 +227,6 @@ def test_a_signal_in_the_validation_does_not_hide_a_full_disk(configure, monkeyp
     assert "which is saved" not in capsys.readouterr().out
 
 
-def test_a_finished_run_goes_on_where_it_gets_more_epochs_but_not_fewer(configure, monkeypatch, tmp_path, capsys):
-    trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
-    finished = lines(tmp_path / "run")
-    metrics = tmp_path / "run/metrics.jsonl"
-    *kept, check = metrics.read_text().splitlines(keepends=True)
-    metrics.write_text("".join(kept))  # killed before the last line, which all else is before
-    left = [tmp_path / "run" / name for name in (".config.yaml.1.partial", "last/.config.json.1.partial")]
-    for path in left:
-        path.touch()
-    trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
-    assert lines(tmp_path / "run") == finished and "check/best_dice" in check
-    assert not any(path.exists() for path in left)
-    trainer.train(configure("trainer.epochs=2", "evaluation.images=1"))
-    said = capsys.readouterr().out
-    assert f"is finished at step {STEPS} (" in said and f"resumes at step {STEPS}, {2 * STEPS} steps" in said
-    assert (
-        said.count(f"was planned for {STEPS} steps before: its rates went by those and from here on go by {2 * STEPS}")
-        == 1
-    )
-    assert lines(tmp_path / "run")[: len(finished)] == finished and lines(tmp_path / "run")[-1]["step"] == 2 * STEPS
-    with pytest.raises(ValueError, match=r"trainer\.epochs: 2 -> 1"):
-        trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
-
-
-def test_more_steps_go_on_within_the_epoch_that_was_cut_short(configure, tmp_path):
-    trainer.train(configure("trainer.max_steps=1", "evaluation.images=1"))
-    assert state(tmp_path / "run")["progress"]["images"] == 1
-    trainer.train(configure("trainer.max_steps=3", "evaluation.images=1"))
-    assert state(tmp_path / "run")["progress"]["images"] == 3
-
-
-def test_another_number_of_processes_goes_on_at_the_same_image(configure, monkeypatch, tmp_path, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "optimizer_step", at_step(3, ending))
-        with pytest.raises(KeyError):
-            trainer.train(configure("trainer.save_every_steps=2", "trainer.epochs=1", "evaluation.images=1"))
-    stored = state(tmp_path / "run")  # as two processes, one image each, would have left it after one step
-    stored["progress"] |= {"step": 1}
-    stored["config"]["processes"] = 2
-    stored["random_states"] *= 2
-    stored["meters"] = [stored["meters"][0] | {"asked": {"present": 3}}] * 2  # an image of three concepts each
-    torch.save(stored, tmp_path / "run/last/state.pt")
-    trainer.train(configure("trainer.epochs=1", "evaluation.images=1"))
-    said = capsys.readouterr().out
-    assert "had 2 process(es) before: the epoch goes on at its image 2 of 4" in said
-    assert "resumes at step 1, 3 steps" in said  # the two images that are left, one a step
-    assert "asked: 12 present" in said  # of the whole epoch
-    assert state(tmp_path / "run")["progress"]["step"] == 3
-
-
-def test_other_words_are_refused_where_words_are_drawn(configure, monkeypatch, tmp_path):
-    scenes = tmp_path / "scenes.yaml"
-    scenes.write_bytes(resume.SCENE_FILE.read_bytes())
-    monkeypatch.setattr(resume, "SCENE_FILE", scenes)
-    for name, setting in (("plain", "data.synonyms=0"), ("with", "data.absent_concepts=1")):
-        settings = (setting, f"output_dir={tmp_path}/{name}", "trainer.max_steps=1", "evaluation.images=1")
-        trainer.train(configure(*settings))
-        scenes.write_bytes(scenes.read_bytes() + b"# another word\n")
-        if name == "plain":
-            trainer.train(configure(*settings))
-        else:
-            with pytest.raises(ValueError, match=r"word_files\.scenes\.yaml: \w{16} -> \w{16}$"):
-                trainer.train(configure(*settings))
-
-
-@pytest.mark.parametrize("changed", ["split file", "data set"])
-def test_other_data_are_refused_by_name(changed, configure, data, monkeypatch, tmp_path):
-    splits = tmp_path / "splits"
-    shutil.copytree(data[0].removeprefix("data.splits="), splits)
-    settings = (f"data.splits={splits}", "trainer.max_steps=1", "evaluation.images=1")
-    trainer.train(configure(*settings))
-    if changed == "split file":
-        text = (splits / "mni152.csv").read_text()
-        (splits / "mni152.csv").write_text(text.replace('"val"', '"train"', 6))
-    else:
-        original = trainer.open_corpus
-
-        def opened(*args):
-            corpus = original(*args)
-            corpus.specs["mni152"] = dataclasses.replace(corpus.specs["mni152"], min_area_px=9)
-            return corpus
-
-        monkeypatch.setattr(trainer, "open_corpus", opened)
-    with pytest.raises(ValueError, match=f"{changed.replace(' ', '_').replace('data_set', 'dataset_file')}.*mni152: "):
-        trainer.train(configure(*settings))
-
-
 def test_a_second_run_of_the_folder_is_refused_with_host_and_process(configure, tmp_path):
     (tmp_path / "run").mkdir()
     code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from medsam3.files import folder_lock\n"
@@ -353,62 +275,6 @@ def test_a_killed_loader_process_is_one_line_with_the_likely_cause(configure, mo
     monkeypatch.setattr(trainer, "optimizer_step", at_step(1, killed))
     with pytest.raises(
         OSError, match=r"process was killed \(.*pid 24867.*out of memory, or of /dev/shm.*data\.workers=0"
-    ):
-        trainer.train(configure())
-
-
-def test_the_newest_states_are_kept(configure, tmp_path):
-    trainer.train(configure("trainer.max_steps=3", "trainer.save_every_steps=1", "trainer.keep_states=3"))
-    names = sorted(path.name for path in (tmp_path / "run/last").glob("*.pt"))
-    assert names == ["state.pt", "state_00000002.pt", "state_00000003.pt"]  # step 3 before its validation
-    older = torch.load(tmp_path / "run/last/state_00000002.pt", weights_only=True)
-    assert older["progress"]["step"] == 2
-    writer = resume.StateWriter(tmp_path / "run/last", keep=2, step=2)  # somebody went back to step 2
-    writer._put_aside(tmp_path / "run/last/state.pt")
-    assert [path.name for path in (tmp_path / "run/last").glob("state_*.pt")] == ["state_00000002.pt"]
-
-
-def test_a_state_that_cannot_be_written_for_any_reason_ends_the_run(tmp_path):
-    writer = resume.StateWriter(tmp_path / "last", keep=1, step=0)
-    writer._write({"progress": {"step": 1}, "model": lambda: None}, "{}")
-    with pytest.raises(OSError, match=r"last/state\.pt: cannot be written \(.*lambda"):
-        writer.wait()
-
-
-@pytest.mark.parametrize("validated", [False, True])
-def test_lines_of_the_end_count_only_with_the_state_that_has_them(validated, configure, tmp_path):
-    end = [{"step": 8, name: 1.0} for name in ("loss/total", "asked/present", "validation/dice", "check/best_dice")]
-    rows = [{"step": 7, "check/best_dice": 0.5}, *end, {"step": 9, "loss/total": 1.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"st')
-    log = RunLog(tmp_path, "run", configure().wandb, {}, step=8, validated=validated)
-    log.close()
-    assert lines(tmp_path) == (rows[:5] if validated else rows[:2])
-    assert log.ends_with("check/best_dice") == validated
-
-
-def test_an_event_for_which_there_is_no_room_leaves_those_before_it_whole(configure, tmp_path):
-    log = RunLog(tmp_path, "run", configure().wandb, {}, step=0)
-    log.event("started", 0, {})
-    before = (tmp_path / "events.jsonl").read_text()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 9, limits[1]))
-    try:
-        log.event("stopped", 1, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    log.close()
-    assert (tmp_path / "events.jsonl").read_text() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"not a state", None])
-def test_a_damaged_state_is_refused(content, configure, tmp_path):
-    (tmp_path / "run/last").mkdir(parents=True)
-    path = tmp_path / "run/last/state.pt"
-    torch.save({"model": {}}, path) if content is None else path.write_bytes(content)
-    (tmp_path / "run/last/state_00000008.pt").touch()
-    with pytest.raises(
-        ValueError,
-        match=r"state\.pt: not a run's state .*; remove it to start again, or put state_00000008\.pt in its place",
     ):
         trainer.train(configure())
 
