@@ -32,6 +32,7 @@ from medsam3.reports.tables import (
     results_csv,
     results_json,
     rule_tables,
+    silences,
 )
 from medsam3.results.asking import check_concepts, check_foreign, queries
 from medsam3.results.findings import Evaluation, Journal
@@ -122,6 +123,7 @@ def _write(
     table = rule_tables(
         evaluation.scores, titles, baseline.scores if baseline else None, dice_intervals(evaluation.results)
     )
+    table += "".join(f"\n{line}\n" for line in silences(evaluation.results, vars(config.prediction)))
     single = _single(evaluation, corpus) if config.evaluation.instances else {}
     if single:
         table += f"\n{instance_table(single, titles, baseline.instances if baseline else {})}"

@@ -27,6 +27,7 @@ from medsam3.reports.extremes import picture_section
 from medsam3.reports.instance_tables import instance_section
 from medsam3.reports.obedience_tables import obedience_section
 from medsam3.reports.protocol import protocol_section
+from medsam3.reports.tables import silences
 from medsam3.reports.volume_report import volume_page, volume_section
 from medsam3.results.folder import VOLUME_FILES, is_of_volumes
 from medsam3.results.obedience import BINS, achieved
@@ -105,7 +106,7 @@ def _top(results: Pair) -> str:
         number = f"{fired if scored else answered:.1f}"
         numbers.append((number, f"% of {len(absent):,} absent concepts ({kind}) {words}; 0 at best"))
     cells = "".join(f"<div><b>{escape(number)}</b>{escape(words)}</div>" for number, words in numbers)
-    warnings = list(results.warnings)
+    warnings = [*results.warnings, *silences(ours.cases, ours.question.get("prediction") or {})]
     if "box" in ours.question.get("prompt", ""):
         warnings.append(f"Asked with prompt={ours.question['prompt']}: the model was shown where the truth lies.")
     if ours.question.get("training_rows_allowed"):

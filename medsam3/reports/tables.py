@@ -15,7 +15,7 @@ from medsam3.checks import differing_keys
 from medsam3.messages import listed, markdown_table
 from medsam3.metrics.masks import METRICS, NSD_TOLERANCE, has_mean, measure_distances
 from medsam3.metrics.statistics import MIN_GROUPS, MeanInterval
-from medsam3.prediction.rules import RULE_WORDS
+from medsam3.prediction.rules import RULE_WORDS, THRESHOLDS
 from medsam3.results.instance_scores import InstanceScores
 from medsam3.results.obedience import Obedience
 from medsam3.results.question import Question
@@ -179,6 +179,27 @@ def rule_tables(
         note += few_groups(intervals[rule]) if intervals else ""
         parts.append(f"Mask rule **{rule}**: {RULE_WORDS[rule]}.\n\n{table}{note}")
     return "\n".join(parts)
+
+
+def silences(results: Iterable[QueryResult], prediction: Mapping[str, Any]) -> list[str]:
+    """A line for each mask rule that found nothing in a data set, though it was there: all its masks are empty.
+
+    Args:
+        prediction: the thresholds, as in `question`; nothing is said of a rule that has none there.
+    """
+    highest: dict[tuple[str, str], float] = {}
+    found = set()
+    for result in results:
+        if result.present:
+            place = result.rule, result.dataset
+            highest[place] = max(highest.get(place, -math.inf), result.score)
+            found |= {place} if result.prediction_px else set()
+    return [
+        f"Not one mask by {rule} in {dataset}: the highest score where something is there is {score:.2f}, "
+        f"prediction.{THRESHOLDS[rule]} is {prediction[THRESHOLDS[rule]]}."
+        for (rule, dataset), score in highest.items()
+        if (rule, dataset) not in found and THRESHOLDS.get(rule) in prediction
+    ]
 
 
 def few_groups(intervals: Mapping[str, MeanInterval]) -> str:

@@ -127,6 +127,11 @@ def _run_epochs(run: Run) -> None:
             f"run      ends early, at step {progress.step} of {run.total_steps}: {progress.without_gain} validations "
             f"in a row were not better than {progress.best_dice:.3f} (trainer.patience)"
         )
+    if progress.best_dice <= 0:
+        run.log.line(
+            "WARNING  no validation found anything (Dice 0): `best` is of the first one, `last` of the end. Look at "
+            "presence and at the fixed cases (scripts/report.py), or train longer"
+        )
     watch.close()
 
 
@@ -253,7 +258,9 @@ def validate(run: Run) -> None:
                 facts = (evaluation.main_scores, run.progress.epoch + 1, run.progress.step, run.trained_images)
                 with needs_room(run.folder / "best", sum(p.nbytes for p in loaded.model.parameters())):
                     write_best(run.folder / "best", loaded, run.corpus, run.config, *facts)
-    run.progress.without_gain = 0 if run.progress.best_dice > best_before else run.progress.without_gain + 1
+    # Before anything is found there is no gain to miss: scores may reach the rule's threshold late.
+    found = run.progress.best_dice > 0
+    run.progress.without_gain = run.progress.without_gain + 1 if found and run.progress.best_dice <= best_before else 0
     distributed.barrier()
 
 

@@ -157,6 +157,16 @@ def test_the_ceiling_of_top1_and_the_dice_with_what_is_not_there_stand_beside_th
     assert found.row("mean over data sets", "top1")[-2:] == ["50.0", "55.0"]  # of 50 and 60
 
 
+def test_a_rule_that_never_answers_is_said(tmp_path):
+    cases = [case(str(i), 0.0, rule=rule, prediction_px=0, score=0.1 * i) for i in (1, 2) for rule in ("top1", "union")]
+    cases += [case("3", 0.0, rule="top1", score=0.3), case("4", 0.0, kind="marked", truth_px=0)]
+    prediction = {"union_threshold": 0.5, "score_threshold": 0.0}
+    found = read(write(tmp_path, cases, prediction=prediction)).text
+    line = "by union in papila: the highest score where something is there is 0.20, prediction.union_threshold is 0.5."
+    assert line in found and found.count("Not one mask") == 1
+    assert "Not one mask" not in read(write(tmp_path / "files", cases)).text  # a question without thresholds
+
+
 def test_foreign_words_stand_apart_and_beside_a_baseline_that_was_asked_the_same(tmp_path):
     def answers(hard: float, easy: str) -> list[QueryResult]:
         nothing = {"truth_px": 0, "prediction_px": 5}

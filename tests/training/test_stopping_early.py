@@ -62,6 +62,7 @@ def validations(monkeypatch, patience: int | None, dices: list[float]) -> tuple[
         (2, [0.5, 0.4, 0.6, 0.6, 0.59, 0.9], 5),  # as good is no gain; the second without one ends it
         (2, [0.5, 0.4, 0.6, 0.3, 0.7, 0.6], 6),
         (None, [0.5, 0.4, 0.3, 0.2], 4),
+        (2, [0.0, 0.0, 0.0, 0.0, 0.5, 0.5], 6),  # nothing is found yet
     ],
 )
 def test_so_many_validations_without_a_gain_end_the_run(monkeypatch, patience, dices, steps):
@@ -71,3 +72,9 @@ def test_so_many_validations_without_a_gain_end_the_run(monkeypatch, patience, d
     assert len(early) == (steps < len(dices))
     if early:
         assert "at step 5 of 6: 2 validations in a row were not better than 0.600 (trainer.patience)" in early[0]
+
+
+def test_a_run_that_never_found_anything_says_so(monkeypatch):
+    progress, lines = validations(monkeypatch, 2, [0.0] * 5)
+    assert progress.step == 5 and "`best` is of the first one" in lines[-1]
+    assert "best` is" not in validations(monkeypatch, None, [0.0, 0.1])[1][-1]
