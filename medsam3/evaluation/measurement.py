@@ -15,7 +15,7 @@ from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.sources import Source, open_source
 from medsam3.evaluation.stopwatch import Stopwatch
-from medsam3.files import writable_folder, write_lines, write_text
+from medsam3.files import file_hash, writable_folder, write_lines, write_text
 from medsam3.messages import listed
 from medsam3.metrics.masks import check_metrics
 from medsam3.registry.spec import load_specs
@@ -139,10 +139,11 @@ def _write(
         table += "\nAsked differently (baseline -> ours):\n" + "".join(f"- {line}\n" for line in differences)
     write_text(folder / "table.md", table)
     words = obedience(evaluation.results, evaluation.reworded)
-    content = results_json(config.split, question, evaluation.scores, beside, words, single, source.chosen_on)
-    write_text(folder / "results.json", content)
     write_text(folder / "refusals.md", obedience_markdown(words))
     write_evaluation(folder, evaluation, config.evaluation.synonyms)
+    files = {name: file_hash(folder / name) for name in ("results.csv", *[INSTANCES] * bool(single))}
+    content = results_json(config.split, question, evaluation.scores, beside, words, single, source.chosen_on, files)
+    write_text(folder / "results.json", content)
     write_table_3(folder, corpus, question, evaluation, baseline)
     print(f"\n{table}\nresults.csv, results.json, table.md, refusals.md and overlays/ lie in {folder}")
     return words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -115,4 +116,6 @@ def volumes_json(question: dict[str, Any], results: Sequence[VolumeResult], drif
     means: dict[str, dict[str, Any]] = {}
     for (dataset, concept), values in volume_means(results).items():
         means.setdefault(dataset, {})[concept] = {name: dataclasses.asdict(mean) for name, mean in values.items()}
-    return json.dumps({"question": question, "means": means, "tracker_drift": drifts}, indent=2) + "\n"
+    files = {"results_volumes.csv": hashlib.sha256(volumes_csv(results).encode()).hexdigest()}
+    content = {"question": question, "means": means, "tracker_drift": drifts, "files": files}
+    return json.dumps(content, indent=2) + "\n"

@@ -76,14 +76,6 @@ class Side:
         names = self.datasets if dataset is None else [dataset]
         return [case for name in names for case in self._parts.get((rule, name, present), [])]
 
-    def absent(self, rule: str) -> dict[str, list[QueryResult]]:
-        """The cases of a rule whose concept is not in the image, foreign words too, by kind."""
-        found: dict[str, list[QueryResult]] = {}
-        for case in self.everything:
-            if case.rule == rule and not case.present:
-                found.setdefault(case.kind, []).append(case)
-        return found
-
 
 @dataclass(frozen=True)
 class Mean:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -30,7 +31,7 @@ from medsam3.reports.protocol import protocol_section
 from medsam3.reports.tables import silences
 from medsam3.reports.volume_report import volume_page, volume_section
 from medsam3.results.folder import VOLUME_FILES, is_of_volumes
-from medsam3.results.obedience import BINS, achieved
+from medsam3.results.obedience import BINS, achieved, refusal_means
 from medsam3.results.scores import LEVEL, QueryResult
 
 MAX_ROWS = 20_000  # of the list of cases
@@ -98,13 +99,14 @@ def _top(results: Pair) -> str:
         numbers.append((new, f"mean {METRICS[name].heading}{words}"))
     numbers.append((f"{len({(case.dataset, case.item) for case in ours.cases}):,}", "images"))
     numbers.append((f"{len(ours.of(rule)):,}", "queries: a concept asked of an image that holds it"))
-    for kind, absent in ours.absent(rule).items():
-        answered = 100 * sum(case.prediction_px > 0 for case in absent) / len(absent)
-        fired = 100 * sum(case.score >= SCORE_THRESHOLD for case in absent) / len(absent)
-        scored = any(math.isfinite(case.score) for case in absent)  # of masks from files none is; top1 answers always
-        words = f"score {SCORE_THRESHOLD} or more, {answered:.1f} % got a mask" if scored else "got a mask"
-        number = f"{fired if scored else answered:.1f}"
-        numbers.append((number, f"% of {len(absent):,} absent concepts ({kind}) {words}; 0 at best"))
+    means = refusal_means(ours.everything, rule)
+    absent = Counter(case.kind for case in ours.everything if case.rule == rule and not case.present)
+    for kind, count in absent.items():
+        answered, fired = means[f"{kind}/answered"], means.get(f"{kind}/fired")
+        words = f"score {SCORE_THRESHOLD} or more, {100 * answered:.1f} % got a mask"  # top1 answers always
+        number = f"{100 * (answered if fired is None else fired):.1f}"  # masks from files have no score
+        words = f"% of {count:,} absent concepts ({kind}) {'got a mask' if fired is None else words}; 0 at best"
+        numbers.append((number, words))
     cells = "".join(f"<div><b>{escape(number)}</b>{escape(words)}</div>" for number, words in numbers)
     warnings = [*results.warnings, *silences(ours.cases, ours.question.get("prediction") or {})]
     if "box" in ours.question.get("prompt", ""):

@@ -13,7 +13,7 @@ from typing import Any
 
 from medsam3.checks import differing_keys
 from medsam3.messages import listed, markdown_table
-from medsam3.metrics.masks import METRICS, NSD_TOLERANCE, has_mean, measure_distances
+from medsam3.metrics.masks import METRICS, NSD_TOLERANCE, measure_distances
 from medsam3.metrics.statistics import MIN_GROUPS, MeanInterval
 from medsam3.prediction.rules import RULE_WORDS, THRESHOLDS
 from medsam3.results.instance_scores import InstanceScores
@@ -104,18 +104,21 @@ def results_json(
     obedience: Obedience | None = None,
     instances: Mapping[str, InstanceScores] | None = None,
     chosen_on: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> str:
     """What was asked, and by each mask rule the scores per data set and their mean.
 
     Args:
         baseline: the results.json beside which the report shows this one, as seen from the folder of this one.
         chosen_on: data sets on whose rows asked for the checkpoint was chosen.
+        files: tables beside it that it is of -> their SHA-256.
     """
     content = {
         "checkpoint": question.checkpoint,
         "split": split,
         "baseline": baseline,
         "chosen_on": list(chosen_on),
+        "files": dict(files or {}),
         "question": dataclasses.asdict(question),
         "rules": {
             rule: {
@@ -148,7 +151,7 @@ def read_baseline(path: Path) -> Baseline:
         return Baseline(path, content["question"], scores, single)
     except FileNotFoundError as error:
         raise ValueError(f"baseline={path}: no such file; give the results.json of an earlier evaluation") from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
         raise ValueError(
             f"baseline={path}: not a results.json of this version of scripts/evaluate.py ({error!r}); evaluate it again"
         ) from error
@@ -171,7 +174,13 @@ def rule_tables(
             intervals=intervals[rule] if intervals else None,
         )
         left_out = mean_score(found).left_out
-        notes = [f"{METRICS[name].title}: {count} queries left out" for name, count in left_out.items() if count]
+        before = mean_score({name: baseline[rule][name] for name in found}).left_out if baseline else {}
+        notes = [
+            f"{METRICS[name].title}: {count} queries left out{whose}"
+            for counts, whose in ((left_out, ""), (before, " of the baseline"))
+            for name, count in counts.items()
+            if count and name in left_out
+        ]
         note = f"\n{'; '.join(notes)}: prediction or truth is empty.\n" if notes else ""
         if measure_distances(left_out):
             note += "\nDistances are in mm where the files say how large a pixel is, else in px; "
@@ -260,13 +269,14 @@ def _headings(metrics: Iterable[str], names: tuple[str, str] | None) -> list[str
 
 def _values(score: Score, baseline: Score | None) -> list[str]:
     cells = []
-    for name, value in score.values.items():
-        new = METRICS[name].printed(value)
-        numbers = [f"{new:.1f}"]
-        if baseline is not None:
-            old = METRICS[name].printed(baseline.values[name])
-            numbers = [f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}"]
-        cells += numbers if has_mean(name, score.unit) and math.isfinite(value) else ["-"] * len(numbers)
+    for name in score.values:
+        sides = [score] if baseline is None else [baseline, score]
+        printed = [METRICS[name].printed(side.values[name]) for side in sides]
+        told = [f"{number:.1f}" if math.isfinite(number) else "-" for number in printed]
+        if len(sides) > 1:  # no difference of means over other queries
+            same = "-" not in told and not any(side.left_out[name] for side in sides)
+            told.append(f"{printed[1] - printed[0]:+.1f}" if same else "-")
+        cells += told
     return cells
 
 

@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from medsam3.files import file_hash
 from medsam3.messages import listed, one_of
 from medsam3.metrics.masks import METRICS, MM, PX
-from medsam3.results.asking import MARKED, PRESENT
+from medsam3.results.asking import FOREIGN, MARKED, PRESENT
 from medsam3.results.instance_scores import IMAGE_METRICS, InstanceScores
 
 FILES = ("results.json", "results.csv")
@@ -31,6 +32,7 @@ VOLUME_FILES = ("results_volumes.json", "results_volumes.csv")
 NSD_MM = re.compile(r"nsd_(.+)mm")  # columns of volumes
 Key = tuple[str, str]  # item, concept
 _TEXTS = ("dataset", "item", "group", "concept", "rule", "kind")
+_NUMBERS = ("score", "presence", "ceiling", "swapped", "swapped_truths", "swapped_absent")
 _ROUNDING = 2e-6  # results.csv has six digits
 
 
@@ -41,9 +43,12 @@ class Rows:
     keys: list[Key]
     groups: list[str]
     kinds: list[str]  # see QueryResult
-    present: NDArray[np.bool_]
     values: dict[str, NDArray[np.float64]]  # by metric
     others: dict[str, list[Any]]  # further columns
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        return np.asarray(self.kinds) == PRESENT
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,30 @@ def read_results(path: str | Path) -> Results:
         if not (folder / name).is_file():
             volumes = " (of slices: it holds results of volumes, see its volumes.md)" * is_of_volumes(folder)
             raise ValueError(f"{path}: no {name} in {folder}; give the folder of an evaluation (runs/<name>){volumes}")
+    rows = _read_rows(folder / "results.csv")
     try:
         content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        question, means = content["question"], content["rules"]
-        assert isinstance(question["rows"], dict) and isinstance(means, dict)
-    except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
+        question = content["question"]
+        named = [question["rows"], *(question.get(name) or {} for name in ("prediction", "versions"))]
+        assert all(isinstance(own, dict) for own in named)
+        means = [
+            (rule, dataset, score["values"])
+            for rule, found in content["rules"].items()
+            for dataset, score in found["datasets"].items()
+        ]
+        synonyms = content.get("obedience", {}).get("spreads", ())
+        single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
+        _check_files(folder, content)
+        _check_means(folder, rows, means)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
             f"{folder}/results.json: not of this version of scripts/evaluate.py ({error!r}); evaluate it again"
         ) from error
-    rows = _read_rows(folder / "results.csv")
-    _check_means(folder, rows, means)
-    synonyms = content.get("obedience", {}).get("spreads", ())
     table = folder / "instances.csv"
-    alone = _read_instances(table) if content.get("instances") and table.is_file() else {}
-    single = {name: InstanceScores.from_json(own) for name, own in content.get("instances", {}).items()}
-    chosen_on = content.get("chosen_on", ())
-    return Results(folder, question, rows, content.get("baseline"), synonyms, single, alone, chosen_on)
+    alone = _read_instances(table) if single and table.is_file() else {}
+    return Results(
+        folder, question, rows, content.get("baseline"), synonyms, single, alone, content.get("chosen_on", ())
+    )
 
 
 def is_of_volumes(path: str | Path) -> bool:
@@ -118,7 +131,6 @@ def read_volumes(path: str | Path) -> Results:
                 keys=[(line["volume"], line["concept"]) for line in own],
                 groups=[line["group"] for line in own],
                 kinds=[PRESENT if there else MARKED for there in present],
-                present=present,
                 values=values,
                 others={"unit": [MM] * len(own)} | {name: [line[name] for line in own] for name in further},
             )
@@ -126,84 +138,98 @@ def read_volumes(path: str | Path) -> Results:
                 there = values[column][present & np.isfinite(values[column])].mean()
                 if not abs(there - mean["mean"]) < _ROUNDING * max(1, abs(there)):
                     raise ValueError(f"{name}, {column}: {there:.6f} in one file, {mean['mean']:.6f} in the other")
+        _check_files(folder, content)
         return Results(folder, content["question"], rows)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path}: {' and '.join(VOLUME_FILES)} cannot be read together ({error})") from error
 
 
 def _read_instances(path: Path) -> dict[str, Rows]:
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if int(line["truths"])]
-    found = {}
-    for name in dict.fromkeys(line["dataset"] for line in lines):
-        own = [line for line in lines if line["dataset"] == name]
-        found[name] = Rows(
-            keys=[(line["item"], line["concept"]) for line in own],
-            groups=[line["group"] for line in own],
-            kinds=[PRESENT] * len(own),
-            present=np.ones(len(own), dtype=bool),
-            values={metric: np.asarray([float(line[metric]) for line in own]) for metric in IMAGE_METRICS},
-            others={"unit": [PX] * len(own)},
-        )
-    return found
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = [line for line in csv.DictReader(file) if int(line["truths"])]
+        found = {}
+        for name in dict.fromkeys(line["dataset"] for line in lines):
+            own = [line for line in lines if line["dataset"] == name]
+            found[name] = Rows(
+                keys=[(line["item"], line["concept"]) for line in own],
+                groups=[line["group"] for line in own],
+                kinds=[PRESENT] * len(own),
+                values={metric: np.asarray([float(line[metric]) for line in own]) for metric in IMAGE_METRICS},
+                others={"unit": [PX] * len(own)},
+            )
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not an instances.csv ({error!r}); evaluate it again") from error
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Rows]]:
+    types = dict.fromkeys((*_TEXTS, "part", "prompt", "unit"), pa.string())
+    types |= dict.fromkeys((*METRICS, *_NUMBERS), pa.float64()) | dict.fromkeys(
+        ("truth_px", "prediction_px"), pa.int64()
+    )
     try:
-        options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in (*_TEXTS, "part", "prompt")})
-        table = pyarrow.csv.read_csv(path, convert_options=options)
-    except pa.ArrowInvalid as error:
+        table = pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
+        columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    except (pa.ArrowInvalid, KeyError) as error:  # KeyError: a column that is there twice
         raise ValueError(f"{path}: not a results.csv ({error})") from error
-    metrics = [name for name in METRICS if name in table.column_names]
-    missing = [name for name in (*_TEXTS, "present", "unit") if name not in table.column_names]
+    metrics = [name for name in METRICS if name in columns]
+    missing = [name for name in (*_TEXTS, "unit") if name not in columns]
     if missing or not metrics:
         raise ValueError(f"{path}: no column {listed(missing or METRICS)}; evaluate it again with this version")
-    texts = {name: table.column(name).to_pylist() for name in _TEXTS}
-    present = np.asarray(table.column("present").to_pylist()).astype(bool)
-    values = {name: np.asarray(table.column(name).to_pylist(), dtype=np.float64) for name in metrics}
+    for kind in dict.fromkeys(columns["kind"]):
+        one_of(f"{path}: kind", kind, (PRESENT, MARKED, *FOREIGN))
+    values = {name: np.asarray(columns[name], dtype=np.float64) for name in metrics}
     for name in metrics:
         wrong = values[name][np.isfinite(values[name]) & ((values[name] < 0) | (values[name] > 1))]
         if METRICS[name].is_fraction and len(wrong):
             raise ValueError(f"{path}: {name}={wrong[0]:g}: must lie in 0 to 1")
-    further = [name for name in table.column_names if name not in (*_TEXTS, *metrics, "present")]
-    others = {
-        name: [math.nan if value is None else value for value in table.column(name).to_pylist()] for name in further
-    }
+    further = [name for name in columns if name not in (*_TEXTS, *metrics, "present")]
+    others = {name: [math.nan if value is None else value for value in columns[name]] for name in further}
     places: dict[tuple[str, str], list[int]] = {}
-    for i, place in enumerate(zip(texts["rule"], texts["dataset"], strict=True)):
+    for i, place in enumerate(zip(columns["rule"], columns["dataset"], strict=True)):
         places.setdefault(place, []).append(i)
     found: dict[str, dict[str, Rows]] = {}
     for (rule, dataset), own in places.items():
-        keys = [(texts["item"][i], texts["concept"][i]) for i in own]
+        keys = [(columns["item"][i], columns["concept"][i]) for i in own]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise ValueError(f"{path}: {dataset}/{twice[0]} has two rows for {twice[1]!r} by {rule}")
-        groups = [texts["group"][i] for i in own]
         found.setdefault(rule, {})[dataset] = Rows(
             keys,
-            groups,
-            [texts["kind"][i] for i in own],
-            present[own],
+            [columns["group"][i] for i in own],
+            [columns["kind"][i] for i in own],
             {name: value[own] for name, value in values.items()},
             {name: [column[i] for i in own] for name, column in others.items()},
         )
     return found
 
 
-def _check_means(folder: Path, rows: dict[str, dict[str, Rows]], means: dict[str, Any]) -> None:
-    for rule, by_dataset in means.items():
-        for dataset, score in by_dataset["datasets"].items():
-            own = rows.get(rule, {}).get(dataset)
-            for name, mean in score["values"].items():
-                if mean is None or math.isnan(mean) or (own is not None and name not in own.values):
-                    continue
-                values = np.empty(0) if own is None else own.values[name][own.present]
-                there = float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else math.inf
-                if there != mean and not abs(there - mean) < _ROUNDING * max(1, abs(mean)):
-                    raise ValueError(
-                        f"{folder}: results.csv and results.json are not of the same evaluation ({dataset}, {rule}, "
-                        f"{name}: {there:.6f} and {mean:.6f}); evaluate it again"
-                    )
+def _check_files(folder: Path, content: dict[str, Any]) -> None:
+    """Raises a ValueError if a table is not the one that the means, intervals and refusals of the JSON file are of."""
+    for name, written in content.get("files", {}).items():
+        if (folder / name).is_file() and file_hash(folder / name) != written:
+            raise ValueError(
+                f"{folder / name}: is not as its evaluation wrote it (another SHA-256 than in the .json file beside "
+                "it): edited, cut short, or of another evaluation; evaluate it again"
+            )
+
+
+def _check_means(
+    folder: Path, rows: dict[str, dict[str, Rows]], means: list[tuple[str, str, dict[str, float]]]
+) -> None:
+    for rule, dataset, scores in means:
+        own = rows.get(rule, {}).get(dataset)
+        for name, mean in scores.items():
+            if mean is None or math.isnan(mean) or (own is not None and name not in own.values):
+                continue
+            values = np.empty(0) if own is None else own.values[name][own.present]
+            there = float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else math.inf
+            if there != mean and not abs(there - mean) < _ROUNDING * max(1, abs(mean)):
+                raise ValueError(
+                    f"{folder}: results.csv and results.json are not of the same evaluation ({dataset}, {rule}, "
+                    f"{name}: {there:.6f} and {mean:.6f}); evaluate it again"
+                )
 
 
 def pick(results: Results, datasets: Sequence[str] | None) -> Results:

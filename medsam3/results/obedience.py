@@ -231,18 +231,14 @@ def refusal_means(results: Iterable[QueryResult], rule: str) -> dict[str, float]
     """
     values: dict[str, list[float]] = {}
     for rows in _cells((row for row in results if row.rule == rule), lambda row: row.dataset).values():
-        there = [row.score for row in rows if row.kind == PRESENT]
+        there = [row.score for row in _scored(rows) if row.kind == PRESENT]
         for kind in ABSENT:
             if absent := [row for row in rows if row.kind == kind]:
-                scores = [row.score for row in absent]
-                found = {
-                    "answered": np.mean([row.prediction_px > 0 for row in absent]),
-                    "fired": np.mean([score >= SCORE_THRESHOLD for score in scores]),
-                    "auroc": presence_auroc(there, scores) if there else None,
-                }
-                for which, value in found.items():
-                    if value is not None:
-                        values.setdefault(f"{kind}/{which}", []).append(float(value))
+                values.setdefault(f"{kind}/answered", []).append(float(np.mean([r.prediction_px > 0 for r in absent])))
+            if scores := [row.score for row in _scored(absent)]:  # masks from files have none
+                values.setdefault(f"{kind}/fired", []).append(float(np.mean(np.asarray(scores) >= SCORE_THRESHOLD)))
+                if there:
+                    values.setdefault(f"{kind}/auroc", []).append(presence_auroc(there, scores))
     return {name: float(np.mean(found)) for name, found in values.items()}
 
 

@@ -172,25 +172,25 @@ def dice_intervals(results: Iterable[QueryResult]) -> dict[str, dict[str, MeanIn
 
 
 def mean_score(scores: dict[str, Score]) -> Score:
-    """Unweighted mean over data sets (the row "Avg." of Table 3)."""
+    """Unweighted mean over data sets (the row "Avg." of Table 3); infinite where one of them has no finite value."""
     first = next(iter(scores.values()))
     answered = [score.answered for score in scores.values() if score.answered is not None]
     unit = one_unit(score.unit for score in scores.values())
     return Score(
-        values=_means(_columns([score.values for score in scores.values()]), unit),
+        values=_mean_of_sets([score.values for score in scores.values()], unit),
         ceiling=float(np.mean([score.ceiling for score in scores.values()])),
         queries=sum(score.queries for score in scores.values()),
         images=sum(score.images for score in scores.values()),
         absent=sum(score.absent for score in scores.values()),
         answered=float(np.mean(answered)) if answered else None,
-        with_absent=_means(_columns([score.with_absent for score in scores.values()]), unit),
+        with_absent=_mean_of_sets([score.with_absent for score in scores.values()], unit),
         left_out={name: sum(score.left_out[name] for score in scores.values()) for name in first.left_out},
         unit=unit,
     )
 
 
-def _columns(rows: Sequence[dict[str, float]]) -> dict[str, NDArray[np.float64]]:
-    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+def _mean_of_sets(rows: Sequence[dict[str, float]], unit: str) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) if has_mean(name, unit) else math.nan for name in rows[0]}
 
 
 def _means(columns: Mapping[str, NDArray[np.float64]], unit: str) -> dict[str, float]:

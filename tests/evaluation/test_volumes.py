@@ -26,6 +26,7 @@ from medsam3.prediction.volume import VolumePrediction
 from medsam3.reports.page import write_report
 from medsam3.reports.volume_report import draw_slices, with_interval
 from medsam3.results.findings import Journal
+from medsam3.results.folder import read_volumes
 from tests.reports.test_page import Reader
 from tests.scripts import run_script
 
@@ -201,6 +202,9 @@ def test_results_of_volumes_are_compared_volume_by_volume(corpus_of, tmp_path, m
     (tmp_path / "third/results_volumes.csv").write_text(text.replace("1.000000", "0.900000"))
     done = run_script("compare.py", "first", "third", "--allow", "volume", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "small, dice" in done.stderr, done.stderr
+    (tmp_path / "third/results_volumes.csv").write_text(text.replace("detector", "tracker"))  # in no mean
+    with pytest.raises(ValueError, match=r"results_volumes\.csv: is not as its evaluation wrote it"):
+        read_volumes(tmp_path / "third")
 
 
 def test_the_report_shows_every_volume_and_the_slices_that_matter(corpus_of, tmp_path):

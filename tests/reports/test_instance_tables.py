@@ -93,6 +93,11 @@ def test_the_files_of_an_evaluation(data, tmp_path):
     assert content["question"]["instances"] == "predictions of a score of 0.05 or more"
     assert "Single instances, whatever the mask rule." in (folder / "table.md").read_text()
     assert "<h2>Single instances</h2>" in (folder / "report.html").read_text()
+    assert json.loads((folder / "results.json").read_text())["files"].keys() == {"results.csv", "instances.csv"}
+    with (folder / "instances.csv").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match=r"instances\.csv: is not as its evaluation wrote it"):
+        read_results(folder)
     again = ["predictions=runs/run/masks/truth", "evaluation.instances=true", "name=files"]
     run_script("evaluate.py", *EVALUATE, *data, *again, cwd=tmp_path)
     content = json.loads((tmp_path / "runs/files/results.json").read_text())
@@ -136,6 +141,9 @@ def test_f1_and_pq_are_compared_image_by_image_where_there_is_something(tmp_path
     assert "## F1@.5 (%), single instances" in comparison_markdown(contestants, duels, [], [], settings)
     with pytest.raises(ValueError, match="--absent: not for f1"):
         compare(contestants, dataclasses.replace(settings, absent=True))
+    (full / "instances.csv").write_text("dataset,item,truths\nsmall,00,\n")
+    with pytest.raises(ValueError, match=r"instances\.csv: not an instances\.csv"):
+        read_results(full)
     (full / "instances.csv").unlink()
     with pytest.raises(ValueError, match="no f1 of small; evaluate it again with"):
         compare([contestants[0], Contestant("full", [read_results(full)])], settings)

@@ -139,7 +139,10 @@ def test_what_is_not_there_is_counted_apart(tmp_path):
     assert row[4:] == ["3", "2", "2", "50.0", "50.0", "40.0", "83.3", "0.167"]
     assert found.row("papila", "union")[2] == "60.0"  # not in the mean
     assert "50.0% of 2 absent concepts (marked) score 0.5 or more, 50.0 % got a mask" in found.text
-    without = [case("1", 0.6, score=math.nan), case("4", 0.0, kind="marked", truth_px=0, score=math.nan)]
+    unscored = case("4", 0.0, kind="marked", truth_px=0, score=math.nan, dataset="drive")
+    found = read(write(tmp_path / "two", [*present, *absent, case("1", 0.6, dataset="drive"), unscored]))
+    assert "50.0% of 3 absent concepts (marked) score 0.5 or more, 75.0 % got a mask" in found.text  # each set once
+    without = [case("1", 0.6, score=math.nan, dataset="drive"), unscored]
     assert "100.0% of 1 absent concepts (marked) got a mask" in read(write(tmp_path / "files", without)).text
 
 

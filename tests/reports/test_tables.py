@@ -266,16 +266,27 @@ def test_scores_near_one_stay_apart_in_results_csv():
     assert [float(line["score"]) for line in lines] == scores
 
 
+def with_hd95(*values: float) -> dict[str, dict[str, Score]]:
+    return summarise(
+        QueryResult(**vars(row) | {"values": {"hd95": h, "dice": 0.5}}) for row, h in zip(RESULTS, values, strict=True)
+    )
+
+
 def test_a_distance_that_is_infinite_is_left_out_of_its_mean_and_counted():
-    rows = [
-        QueryResult(**vars(row) | {"values": row.values | {"hd95": h}})
-        for row, h in zip(RESULTS, (3, math.inf, 5, 7), strict=True)
-    ]
-    scores = summarise(rows)
+    scores = with_hd95(3, math.inf, 5, 7)
     score = scores["top1"]["drive"]
-    assert score.values["hd95"] == 3.0 and score.left_out == {"dice": 0, "iou": 0, "hd95": 1}
+    assert score.values["hd95"] == 3.0 and score.left_out == {"dice": 0, "hd95": 1}
     table = rule_tables(scores, {})
-    assert "| **Avg.** | 77.5 | 70.0 | 4.5 |" in table and "HD95: 1 queries left out" in table
+    assert "| **Avg.** | 4.5 | 50.0 |" in table and "HD95: 1 queries left out" in table
+
+
+def test_means_of_different_queries_have_no_difference_and_no_set_drops_out_of_the_average():
+    """Drive: 3 over both queries, before 2 over one of them. Papila: nothing was found before."""
+    table = rule_tables(with_hd95(2, 4, 5, 7), {}, with_hd95(2, math.inf, math.inf, math.inf))
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:7] for line in table.splitlines() if line.startswith("| ")}
+    dice = ["50.0", "50.0", "+0.0"]
+    assert rows["| drive"] == ["2.0", "3.0", "-", *dice] and rows["| papila"] == ["-", "6.0", "-", *dice]
+    assert rows["| **Avg.**"] == ["-", "4.5", "-", *dice] and "HD95: 3 queries left out of the baseline" in table
 
 
 def test_intervals_count_groups_and_need_ten_of_them():
