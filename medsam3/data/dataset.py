@@ -115,8 +115,8 @@ class QueryDataset(Dataset[Sample]):
     def _still_true(self, rows: ImageRows, asked: list[Asked], masks: Masks) -> list[Asked]:
         """What can be asked of the piece of the image that is left.
 
-        A concept that was cut off is absent from it, and asked as such if absent concepts are and the data set marks it
-        wherever it is, specks below min_area_px too; otherwise it is not asked for.
+        A concept that was cut off is absent from it, and asked as such, by its name, if absent concepts are and the data
+        set marks it wherever it is, specks below min_area_px too; otherwise it is not asked for.
         """
         gone = [concept for concept, found in masks.items() if not len(found)]
         if not gone:
@@ -124,5 +124,5 @@ class QueryDataset(Dataset[Sample]):
         left = tuple(concept for concept in rows.present if concept not in gone)
         absent = self.corpus.absent_pool(dataclasses.replace(rows, present=left, absent=tuple(gone))).marked
         keep = [c for c in absent if not masks[c].dropped] if self.prompts.absent_concepts else ()
-        moved = [dataclasses.replace(ask, kind="cut off") if ask.concept in gone else ask for ask in asked]
-        return [ask for ask in moved if ask.kind != "cut off" or ask.concept in keep]
+        cut_off = {c: Asked(c, self.corpus.prompt(rows.dataset, c), "cut off") for c in keep}
+        return [cut_off.get(ask.concept, ask) for ask in asked if ask.concept not in gone or ask.concept in keep]
