@@ -88,7 +88,7 @@ class SceneTable:
         self.words = frozenset(name for sight in content.words for name in sight.names)
         self._check_names([name for sight in sights for name in sight.names], content, vocabulary)
         self.too_wide = frozenset(content.too_wide)
-        self.canonical = {phrase: c.name for c in vocabulary.concepts.values() for phrase in c.synonyms}
+        self._canonical = {phrase: c.name for c in vocabulary.concepts.values() for phrase in c.synonyms}
         self._implied = {name: self._ancestors(name, content.implies) for name in self.seen_in}
         near = {name: self._expanded(sight.names[0], sight.look_like) for sight in sights for name in sight.names}
         self._near = {name: near[name] | self._of_modality(seen) for name, seen in self.seen_in.items()}
@@ -128,12 +128,17 @@ class SceneTable:
 
     def can_show(self, scenes: Iterable[str], concept: str) -> bool:
         """Whether one of the scenes can show a concept; true for one that the table does not know."""
-        seen = self.seen_in.get(self.canonical.get(concept, concept))
+        seen = self.seen_in.get(self.named(concept))
         return seen is None or not seen.isdisjoint(scenes)
+
+    def named(self, concept: str) -> str:
+        """The table's name of a concept that a data set may write as a synonym or with capitals."""
+        name = concept.lower()
+        return self._canonical.get(name, name)
 
     def implied(self, present: Iterable[str]) -> set[str]:
         """The names that may not be asked as absent beside these, these among them, also by a synonym."""
-        names = {self.canonical.get(name, name) for name in present}
+        names = {self.named(name) for name in present}
         return names.union(*(self._implied.get(name, ()) for name in names))
 
     def unseen(self, scene: str | None, modality: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -238,7 +243,7 @@ def truly_absent(
         marked: concepts that the data set annotated in the image and found absent.
     """
     barred = table.implied(present) | table.too_wide
-    return tuple(c for c in marked if table.canonical.get(c, c) not in barred and c not in spec.partly_marked)
+    return tuple(c for c in marked if table.named(c) not in barred and c not in spec.partly_marked)
 
 
 def absent_pool(
@@ -254,7 +259,7 @@ def absent_pool(
     Raises:
         ValueError: the scene of the item is not told by the data set's patterns.
     """
-    own = {table.canonical.get(concept, concept) for concept in spec.concept_names}
+    own = {table.named(concept) for concept in spec.concept_names}
     barred = table.implied(present) | table.too_wide | own
     hard, easy = table.unseen(spec.scene_of(item), spec.modality)
     return AbsentPool(

@@ -165,12 +165,12 @@ def test_under_the_microscope_without_a_scene_only_everyday_things_are_asked(mak
     assert not {"femur", "placenta", "bone tumor", "knee cartilage", "chloroplast"} & set(found.easy)
 
 
-def test_synonyms_of_what_is_there_count_as_it(make_spec):
-    spec = make_spec(modality="fundus", scene="colour_fundus", concepts={1: "fundus vessel", 2: "coronary vessel"})
-    found = absent_pool(shipped_scenes(), spec, "a", {"fundus vessel"}, ["coronary vessel", "colorectal polyp"])
+def test_synonyms_of_what_is_there_count_as_it_also_with_capitals(make_spec):
+    spec = make_spec(modality="fundus", scene="colour_fundus", concepts={1: "Fundus vessel", 2: "coronary vessel"})
+    found = absent_pool(shipped_scenes(), spec, "a", {"Fundus vessel"}, ["coronary vessel", "colorectal polyp"])
     assert found.marked == ("coronary vessel", "colorectal polyp")
     assert not {"retinal blood vessel", "coronary artery", "blood vessel"} & all_of(found)
-    assert shipped_scenes().implied({"fundus vessel"}) == {"retinal blood vessel", "blood vessel"}
+    assert shipped_scenes().implied({"Fundus vessel"}) == {"retinal blood vessel", "blood vessel"}
     assert absent_pool(shipped_scenes(), spec, "a", {"coronary vessel"}, ["artery", "coronary artery"]).marked == ()
 
 
