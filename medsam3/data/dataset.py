@@ -115,8 +115,8 @@ class QueryDataset(Dataset[Sample]):
     def _still_true(self, rows: ImageRows, asked: list[Asked], masks: Masks) -> list[Asked]:
         """What can be asked of the piece of the image that is left.
 
-        A concept that was cut off is absent from it, and asked as such, by its name, if absent concepts are and the data
-        set marks it wherever it is, specks below min_area_px too; otherwise it is not asked for.
+        A concept that was cut off is absent from it, and asked as such, by its name, if absent concepts are and the
+        data set marks it wherever it is, specks below min_area_px too; otherwise it is not asked for.
         """
         gone = [concept for concept, found in masks.items() if not len(found)]
         if not gone:

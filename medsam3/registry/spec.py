@@ -102,7 +102,7 @@ class DatasetSpec:
         """SHA-256 of all that decides about images, masks and prompts; comments in the file may change."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("title", "hint")}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        content = repr({name: value for name, value in own.items() if value and value != defaults[name]})
+        content = repr({name: v for name, v in own.items() if (v or name == "exclusive") and v != defaults[name]})
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property

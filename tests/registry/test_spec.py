@@ -26,6 +26,12 @@ def test_values_arrive_in_typed_form():
     assert load_spec(SPEC_FOLDER / "drive.yaml").used_for == ("train", "internal")
 
 
+def test_what_decides_changes_the_hash_and_what_is_printed_does_not(make_spec):
+    changes = ({}, {"title": "Other"}, {"exclusive": []}, {"keep": "non_empty"})
+    hashes = [make_spec(**change).content_hash for change in changes]
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
 MISTAKES = {
     "unknown key": ({"concept": {1: "x"}}, ["unknown key 'concept'", "'concepts'", "Legal: name, title"]),
     "missing key": ({"title": None}, ["'title' is missing"]),
