@@ -314,7 +314,8 @@ class Manifest:
                 raise ValueError(
                     f"{split.path} was made with data.split.train_fraction={split.train_fraction} and "
                     f"data.split.seed={split.seed}, not {train_fraction} and {seed}: use these, or run python "
-                    f"scripts/prepare_data.py datasets={split.path.stem} again"
+                    f"scripts/prepare_data.py datasets={split.path.stem} data.split.train_fraction={train_fraction} "
+                    f"data.split.seed={seed} again"
                 )
             if by == "group":
                 split.check_cohort()

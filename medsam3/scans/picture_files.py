@@ -68,5 +68,5 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
             lies = "as shown"
             notes.append("the reader of TIFF files turns them as shown")
         elif config.orientation == "shown":
-            pixels = np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
+            pixels = np.array(Image.fromarray(pixels).transpose(TURNS[orientation]))
     return Shown(pixels, orientation, tuple(notes), lies)
