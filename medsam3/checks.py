@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from medsam3.bounds import check_numbers
-from medsam3.config import EvaluateConfig, GetDataConfig, LearningRates, ReportConfig, TrainConfig
+from medsam3.config import EvaluateConfig, GetDataConfig, ReportConfig, TrainConfig
 from medsam3.messages import did_you_mean, one_of
+from medsam3.recipe import LearningRates
 
 T = TypeVar("T")
 _ABSENT = object()

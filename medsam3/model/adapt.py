@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Sam3Config, Sam3Model
 
-from medsam3.config import AdaptConfig
+from medsam3.recipe import AdaptConfig
 
 ENCODERS = ("vision_encoder.", "text_encoder.")
 ADAPTED = ("vision_encoder.backbone.layers.", "text_encoder.text_model.encoder.layers.")  # the linear layers in these

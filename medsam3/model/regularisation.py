@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Sam3Model
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from medsam3.config import RegularisationConfig
+from medsam3.recipe import RegularisationConfig
 
 
 def regularise(model: Sam3Model, config: RegularisationConfig) -> None:

@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from medsam3.checks import LEGAL
-from medsam3.config import FindLossConfig, LossConfig
 from medsam3.data.batch import Targets
 from medsam3.distributed import mean_over_ranks
 from medsam3.messages import one_of
 from medsam3.model.detector import BranchOutput, DetectorOutput
+from medsam3.recipe import FindLossConfig, LossConfig
 from medsam3.training.geometry import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 from medsam3.training.matching import HungarianMatcher, Matches, Matching, OneToManyMatcher, match, query_of_target
 

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from medsam3.config import MatcherConfig, OneToManyConfig
 from medsam3.data.batch import Targets
 from medsam3.model.detector import DetectorOutput
+from medsam3.recipe import MatcherConfig, OneToManyConfig
 from medsam3.training.geometry import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 
 HostArray = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from medsam3.config import OptimConfig
+from medsam3.recipe import OptimConfig
 
 # Part of the model -> prefixes of its parameters; the keys are the fields of LearningRates.
 PARTS: dict[str, tuple[str, ...]] = {

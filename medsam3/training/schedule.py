@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from medsam3.config import OptimConfig, ScheduleConfig, TrainerConfig
+from medsam3.config import TrainerConfig
 from medsam3.messages import listed
+from medsam3.recipe import OptimConfig, ScheduleConfig
 
 SHOWN_BLOCKS = 5  # of the vision backbone, in the table of rates and in the log
 

@@ -22,7 +22,7 @@ from medsam3.layouts.instances import Instances
 from medsam3.registry.spec import MODALITIES, SPEC_FOLDER, load_specs
 from medsam3.registry.vocabulary import Vocabulary
 from tests.conftest import data_config
-from tests.data.test_dataset import prepared, queries
+from tests.data.conftest import prepared, queries
 
 SIZE = 48
 PLAIN = LookConfig("none", crop=1.0, brightness=0.0, contrast=0.0, gamma=0.0, blur=0.0, noise=0.0, stain=0.0)

@@ -1,59 +1,21 @@
-"""Images with their queries: content, absent concepts, order of an epoch, batches, data loading processes."""
+"""Images with their queries: content, absent concepts, words, batches."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from medsam3.data.batch import collate, normalised
-from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.data.dataset import QueryDataset
-from medsam3.data.manifest import split_file
-from medsam3.data.prompts import PromptDraw
-from medsam3.data.sampler import EndlessSampler, ImageSampler
 from medsam3.data.transforms import image_to_tensor
-from medsam3.preparation.prepare import prepare
 from medsam3.registry.scenes import shipped_scenes
-from medsam3.registry.spec import SPEC_FOLDER
 from medsam3.registry.vocabulary import Vocabulary
-from tests.conftest import data_config, prepare_config, save_picture
-
-SIZE = 48
-
-
-def prepared(data, folder, *names: str) -> Corpus:
-    prepare(prepare_config(data, list(names)), [SPEC_FOLDER, folder])
-    return open_corpus(data, names, [SPEC_FOLDER, folder])
-
-
-@pytest.fixture
-def corpus(small_set, make_spec) -> Corpus:
-    """Twelve ultrasound images; the right square is absent from every second."""
-    return prepared(small_set[1], make_spec.folder, "small")
-
-
-@pytest.fixture
-def two_families(small_set, make_spec, tmp_path) -> Corpus:
-    """The small set, whose scene nobody named, a fundus set and an endoscopy set with theirs."""
-    for name, concept, modality, scene in (
-        ("eyes", "optic disc", "fundus", "disc_fundus"),
-        ("scope", "polyp", "endoscopy", "colonoscopy"),
-    ):
-        for n in range(4):
-            save_picture(tmp_path / f"data/{name}/images/{n}.png", np.full((20, 20, 3), n, np.uint8))
-            save_picture(tmp_path / f"data/{name}/masks/{n}.png", np.ones((20, 20), np.uint8))
-        make_spec(name=name, root=name, modality=modality, scene=scene, concepts={1: concept})
-    return prepared(small_set[1], make_spec.folder, "small", "eyes", "scope")
-
-
-def queries(corpus, part="train", max_queries=8, seed=1, max_targets="keep", augmentation=None, **draw) -> QueryDataset:
-    return QueryDataset(corpus, part, SIZE, PromptDraw(corpus, max_queries, **draw), seed, max_targets, augmentation)
+from tests.conftest import data_config, save_picture
+from tests.data.conftest import SIZE, prepared, queries
 
 
 def names_of(dataset: QueryDataset) -> list[str]:
@@ -261,161 +223,6 @@ def test_a_part_without_images_is_an_error(corpus):
         queries(corpus, part="external")
 
 
-def test_files_gone_and_concepts_renamed_since_prepare_are_errors(corpus, small_set, make_spec, tmp_path):
-    folders = [make_spec.folder]
-    make_spec(group=r"^(p\d+)_", concepts={1: "left square", 2: "right box"})
-    with pytest.raises(
-        ValueError, match=r"concepts that .*small\.yaml lacks: right square; .*prepare_data\.py datasets=small"
-    ):
-        open_corpus(small_set[1], "small", folders)
-    make_spec(group=r"^(p\d+)_")
-    (tmp_path / "data/small/images/p0_01.png").unlink()
-    with pytest.raises(ValueError, match=r"lists 1 images that are not in .*data/small: p0_01; complete the download"):
-        open_corpus(small_set[1], "small", folders)
-
-
-def test_prompts_in_the_words_of_the_authors(shared_realdata, tmp_path, make_spec):
-    data = data_config(tmp_path, shared_realdata)
-    assert prepared(data, make_spec.folder, "drive").prompt("drive", "retinal blood vessel") == "retinal blood vessel"
-    data.prompts = "paper"
-    assert open_corpus(data, "drive").prompt("drive", "retinal blood vessel") == "Retinal Blood Vessel"
-
-
-# Order of an epoch
-
-
-def batches(
-    dataset, weights="size", per_batch=2, seed=0, rank=0, world_size=1, position=(0, 0), max_repeats=None
-) -> list[list[int]]:
-    sampler = ImageSampler(dataset, weights, per_batch, seed, rank, world_size, max_repeats)
-    sampler.set_position(*position)
-    result = list(sampler)
-    assert len(sampler) == len(result)
-    return [[index for index, _, _ in batch] for batch in result]
-
-
-def test_every_image_comes_once_in_an_order_of_seed_and_epoch(corpus):
-    dataset = queries(corpus)
-    order = [i for batch in batches(dataset) for i in batch]
-    assert sorted(order) == list(range(10))
-    assert order == [i for batch in batches(dataset) for i in batch]
-    assert order != [i for batch in batches(dataset, position=(1, 0)) for i in batch]
-    assert order != [i for batch in batches(dataset, seed=1) for i in batch]
-
-
-def test_ranks_share_the_epoch_and_get_equally_many_full_batches(corpus):
-    dataset = queries(corpus)
-    shares = [batches(dataset, per_batch=3, rank=rank, world_size=2) for rank in range(2)]
-    assert [len(share) for share in shares] == [2, 2]
-    assert all(len(batch) == 3 for share in shares for batch in share)
-    joined = [i for step in zip(*shares, strict=True) for batch in step for i in batch]
-    alone = [i for batch in batches(dataset, per_batch=1) for i in batch]
-    assert joined == alone + alone[:2]  # what is missing is filled from the beginning
-
-
-def test_an_epoch_goes_on_where_it_stopped(corpus):
-    dataset = queries(corpus)
-    assert batches(dataset, position=(3, 4)) == batches(dataset, position=(3, 0))[2:]
-
-
-def test_after_an_interruption_more_ranks_share_what_is_left_of_the_epoch(corpus):
-    """Two images by one rank, then two ranks with two each: every image of the epoch once."""
-    dataset = queries(corpus)
-    alone = [i for batch in batches(dataset, per_batch=1) for i in batch]
-    shares = [batches(dataset, per_batch=2, rank=rank, world_size=2, position=(0, 2)) for rank in range(2)]
-    assert alone[:2] + [i for step in zip(*shares, strict=True) for batch in step for i in batch] == alone
-
-
-@pytest.mark.parametrize(
-    "weights, expected",
-    [
-        ("size", {"small": 10, "eyes": 3, "scope": 3}),
-        ("uniform", {"small": 6, "eyes": 5, "scope": 5}),
-        ("sqrt", {"small": 8, "eyes": 4, "scope": 4}),  # 16 x 3.162 / 6.626 = 7.6, 4.2, 4.2
-        ({"small": 0, "eyes": 1, "scope": 3}, {"eyes": 4, "scope": 12}),
-    ],
-)
-def test_weights_give_each_data_set_its_share(weights, expected, two_families):
-    dataset = queries(two_families)
-    order = [i for batch in batches(dataset, weights, per_batch=1) for i in batch]
-    found: dict[str, list[int]] = {}
-    for i in order:
-        found.setdefault(dataset.images[i].dataset, []).append(i)
-    assert {name: len(indices) for name, indices in found.items()} == expected
-    for indices in found.values():
-        times = np.unique(indices, return_counts=True)[1]
-        assert times.max() - times.min() <= 1  # in turn
-
-
-@pytest.mark.parametrize(
-    "weights, most, expected",
-    [
-        ("uniform", 1, {"small": 10, "eyes": 3, "scope": 3}),
-        ("sqrt", 1, {"small": 10, "eyes": 3, "scope": 3}),
-        ({"small": 1, "eyes": 10, "scope": 1}, 2, {"small": 5, "eyes": 6, "scope": 5}),  # 10 left, in equal parts
-        ({"small": 1, "eyes": 9, "scope": 3}, 2, {"small": 4, "eyes": 6, "scope": 6}),  # scope is full in its turn
-        ({"small": 0, "eyes": 1, "scope": 3}, 2, {"eyes": 6, "scope": 6}),  # nobody else may fill the epoch
-    ],
-)
-def test_no_image_comes_more_often_than_max_repeats(weights, most, expected, two_families):
-    dataset = queries(two_families)
-    order = [i for batch in batches(dataset, weights, per_batch=1, max_repeats=most) for i in batch]
-    assert Counter(dataset.images[i].dataset for i in order) == expected
-    assert max(Counter(order).values()) <= most
-
-
-def test_a_repeated_image_says_so_and_the_sampler_how_often(two_families):
-    sampler = ImageSampler(queries(two_families), "uniform", 1, seed=0, rank=0, world_size=1)
-    turns: dict[int, list[int]] = {}
-    for ((index, before, _),) in sampler:
-        turns.setdefault(index, []).append(before)
-    assert all(sorted(found) == list(range(len(found))) for found in turns.values())
-    assert max(len(found) for found in turns.values()) == 2
-    assert sampler.describe() == (
-        "an image comes so many times in an epoch of 16: scope 1.67 (3 images), eyes 1.67 (3 images), "
-        "small 0.6 (10 images)"
-    )
-
-
-@pytest.mark.parametrize(
-    "weights, message",
-    [
-        ({"smal": 1}, "unknown data set 'smal'. Did you mean 'small'"),
-        ({"small": 1}, "no weight for eyes, scope"),
-        ({"small": 0, "eyes": 0, "scope": 0}, "nor all zero"),
-        ({"small": -1, "eyes": 1, "scope": 1}, "must not be negative"),
-        ({"small": "abc", "eyes": 1, "scope": 1}, "data.weights: small: 'abc': must be a number"),
-        ({"small": float("nan"), "eyes": 1, "scope": 1}, "must not be negative"),
-    ],
-)
-def test_wrong_weights_are_named(weights, message, two_families):
-    with pytest.raises(ValueError, match=message):
-        batches(queries(two_families), weights)
-
-
-# Batches
-
-
-def test_a_volume_that_broke_after_prepare_is_said_with_the_readers_reason(tmp_path, make_spec):
-    for name in "ab":
-        for place in ("images", "masks"):
-            (tmp_path / "data/small" / place).mkdir(parents=True, exist_ok=True)
-            np.save(tmp_path / f"data/small/{place}/{name}.npy", np.eye(4)[None].repeat(3, axis=0).astype(np.float32))
-    volumes = {"images": "images/{id}.npy", "masks": "masks/{id}.npy", "reader": "label_volume"}
-    make_spec(**volumes, concepts={1: "organ"}, options={"axis": 0, "window": [0, 1]})
-    prepared(data := data_config(tmp_path), make_spec.folder, "small")
-    broken = np.full((3, 4, 4), np.nan, np.float32)
-    np.save(tmp_path / "data/small/images/b.npy", broken)
-    with pytest.raises(ValueError) as error:
-        open_corpus(data, ["small"], [make_spec.folder])
-    assert "lists 3 images that are not in" in str(error.value) and "complete the download" not in str(error.value)
-    assert f"because of\n  b: {tmp_path}/data/small/images/b.npy: holds NaN or infinite voxels" in str(error.value)
-    (tmp_path / "data/small/images/b.npy").unlink()
-    (tmp_path / "data/small/masks/b.npy").unlink()
-    with pytest.raises(ValueError, match=r"lists 3 images .*b/s000, b/s001, b/s002; complete the download, or run"):
-        open_corpus(data, ["small"], [make_spec.folder])
-
-
 def test_a_batch_packs_queries_over_images(corpus):
     dataset = queries(corpus, absent_concepts=1)
     samples = [dataset[i] for i in range(4)]
@@ -433,55 +240,3 @@ def test_a_batch_packs_queries_over_images(corpus):
         assert torch.equal(masks[start : start + count], query.masks.paint())
         assert torch.equal(batch.targets.boxes[start : start + count], query.boxes)
         start += count
-
-
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_data_loading_processes_give_the_samples_of_the_parent_and_go_on_with_the_next_epoch(start_method, corpus):
-    dataset = queries(corpus, absent_concepts=1)
-    sampler = ImageSampler(dataset, "size", 2, seed=0, rank=0, world_size=1)
-    sampler.set_position(2, 6)  # as a run that is resumed
-    loader = DataLoader(
-        dataset,
-        batch_sampler=EndlessSampler(sampler),
-        collate_fn=list,
-        num_workers=1,
-        multiprocessing_context=start_method,
-    )
-    batches = [*sampler.of_epoch(2, first_image=6), *sampler.of_epoch(3)]
-    assert len(batches) == 2 + 5
-    for places, samples in zip(batches, loader, strict=False):
-        for (index, before, epoch), sample in zip(places, samples, strict=True):
-            dataset.set_epoch(epoch)
-            expected = dataset[index, before]
-            assert torch.equal(sample.image, expected.image)
-            assert [q.sample_id for q in sample.queries] == [q.sample_id for q in expected.queries]
-
-
-def test_the_corpus_answers_for_its_data_sets(corpus, small_set):
-    assert corpus.split_by == "image"
-    assert corpus.split_file("small") == split_file(small_set[1].splits, "small")
-    assert corpus.exclusive("small") == ("left square", "right square")
-    assert len(corpus.images("small", "all")) == 12 == len(corpus.images("small", "val")) + 10
-    assert corpus.describe() == "1 of yours (small): 10 train, 2 val images (parts by image)"
-    data = dataclasses.replace(small_set[1], split=dataclasses.replace(small_set[1].split, test_fraction=0.075))
-    with_test = open_corpus(data, "small", [corpus.split_file("small").parent.parent / "specs"])
-    assert with_test.describe() == "1 of yours (small): 10 train, 1 val, 1 test images (parts by image)"
-    data = dataclasses.replace(data, split=dataclasses.replace(data.split, by="group"))
-    few = open_corpus(data, "small", [corpus.split_file("small").parent.parent / "specs"])
-    assert few.describe() == (
-        "1 of yours (small): 9 train, 3 val images (parts by group); no test part, too few groups: small: val chooses "
-        "and reports"
-    )
-
-
-def test_a_set_without_validation_images_is_refused_before_any_work(small_set, make_spec, tmp_path):
-    corpus = prepared(small_set[1], make_spec.folder, "small")
-    corpus.require(("train", "val"))
-    make_spec(group="^(p)")  # one patient
-    one_group = prepared(data_config(tmp_path, by="group"), make_spec.folder, "small")
-    with pytest.raises(ValueError, match=r"small: no image with a mask in part 'val' .*\(parts by group\).*by=image"):
-        one_group.require(("train", "val"))
-    make_spec(used_for=["external"])
-    external = prepared(small_set[1], make_spec.folder, "small")
-    with pytest.raises(ValueError, match=r"no image with a mask in part 'train' .*leave it out of datasets$"):
-        external.require(("train", "val"))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import Sam3Model
 
-from medsam3.config import AdaptConfig
 from medsam3.model.adapt import adapt, merged
 from medsam3.model.freeze import freeze_unreached
 from medsam3.model.tiny import tiny_config
+from medsam3.recipe import AdaptConfig
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 

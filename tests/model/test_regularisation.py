@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from medsam3.config import RegularisationConfig
 from medsam3.model.detector import TextDetector
 from medsam3.model.load import load_sam3
 from medsam3.model.regularisation import _for_some, regularise
+from medsam3.recipe import RegularisationConfig
 
 OFF = {"stochastic_depth": 0.0, "attention_dropout": 0.0, "feed_forward_dropout": 0.0}
 

@@ -12,7 +12,10 @@ import torch.multiprocessing
 from torch import Tensor
 
 import medsam3.training.losses
-from medsam3.config import (
+from medsam3.data.batch import Targets
+from medsam3.data.mask_crops import MaskCrops
+from medsam3.model.detector import BranchOutput, DetectorOutput
+from medsam3.recipe import (
     FindLossConfig,
     LossConfig,
     MaskLossConfig,
@@ -20,9 +23,6 @@ from medsam3.config import (
     OneToManyConfig,
     SemanticLossConfig,
 )
-from medsam3.data.batch import Targets
-from medsam3.data.mask_crops import MaskCrops
-from medsam3.model.detector import BranchOutput, DetectorOutput
 from medsam3.training.losses import LossResult, SetPredictionLoss
 from medsam3.training.step import finite_queries
 from tests.training.waits import Waits

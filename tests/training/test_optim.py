@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import Sam3Config, Sam3Model
 
-from medsam3.config import LearningRates, OptimConfig, ScheduleConfig, TrainConfig
+from medsam3.config import TrainConfig
 from medsam3.model.load import load_sam3
+from medsam3.recipe import LearningRates, OptimConfig, ScheduleConfig
 from medsam3.training.optim import PARTS, build_optimizer, layer_multiplier, part_of
 from medsam3.training.schedule import (
     Rates,
