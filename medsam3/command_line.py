@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from medsam3 import checks, config
+from medsam3 import checks, config, recipe
 from medsam3.folders import CONFIG_FOLDER
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ def explain(error: BaseException) -> str:
     if "in DataLoader worker process" in text:  # its message holds the traceback of the other process
         return text.rstrip().rpartition("\nValueError: ")[2]
     found = re.search(r"Key '([^']*)' not in '(\w+)'", text)
-    owner = getattr(config, found.group(2), None) if found else None
+    owner = found and getattr(config, found.group(2), getattr(recipe, found.group(2), None))
     if found is None or not dataclasses.is_dataclass(owner):
         text = re.sub(r"See https://hydra\.cc/\S*override_grammar\S* for details", QUOTES, text)
         lines = [line for line in text.splitlines() if not line.lstrip().startswith(("reference_type", "object_type"))]

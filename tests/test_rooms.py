@@ -37,7 +37,7 @@ BEFORE |= {
     "config": ("recipe",),
     "dashboard": ("files",),
     "checks": ("bounds", "config", "messages", "recipe"),
-    "command_line": ("checks", "config", "distributed", "folders", "messages"),
+    "command_line": ("checks", "config", "distributed", "folders", "messages", "recipe"),
     "checkpoints": (*GROUND, "registry"),
     "demo": (*GROUND, *DATA[:3], *MODEL),
 }
