@@ -30,7 +30,7 @@ from medsam3.evaluation.stopwatch import Stopwatch
 from medsam3.layouts.instances import Instances
 from medsam3.metrics.masks import METRICS
 from medsam3.prediction.answer import Prediction
-from medsam3.reports.pictures import overlay
+from medsam3.reports.pictures import overlay, overlay_name
 from medsam3.results.asking import concepts_asked, foreign_words, holds_any, wordings
 from medsam3.results.findings import Evaluation, Finding, Journal, summary
 
@@ -208,7 +208,7 @@ def _pictures(
     for prediction in predictions:
         if prediction.concept in shown:
             result = shown[prediction.concept]
-            name = f"{result.dataset}_{result.item}_{result.concept}.png".replace("/", "_").replace(" ", "_")
+            name = overlay_name(result.dataset, result.item, result.concept)
             values = (f"{METRICS[name].named(result.unit)} {value:.3f}" for name, value in result.values.items())
             score = [f"score {result.score:.2f}"] if math.isfinite(result.score) else []
             caption = "   ".join([result.prompt, *score, *values])

@@ -120,14 +120,6 @@ def _mean(parts: Sequence[Sequence[QueryResult]], metric: str) -> Mean:
     return Mean(average_interval(sets, LEVEL, DRAWS, SEED), left_out)
 
 
-def read_side(folder: Path) -> Side:
-    """
-    Raises:
-        ValueError: see `read_results`; or a column of the evaluator is missing.
-    """
-    return side_of(read_results(folder))
-
-
 def side_of(results: Results) -> Side:
     """
     Raises:
@@ -172,16 +164,16 @@ def read_pair(folder: Path, baseline: Path | None = None) -> Pair:
         baseline: folder or one of its files; None: the one that results.json names, if it is still there.
 
     Raises:
-        ValueError: see `read_side`; or the baseline lacks a query of ours, or has another truth or fewer metrics.
+        ValueError: see `read_results`, `side_of`; or the baseline lacks a query, has another truth, fewer metrics.
     """
-    ours = read_side(folder)
+    ours = side_of(read_results(folder))
     named = ours.results.baseline
     if baseline is None and named and (ours.folder / named).with_name("results.csv").is_file():
         baseline = ours.folder / named
     if baseline is None:
         words = f"No results.csv lies beside the baseline {named}, so it is not shown; baseline=<folder> names another."
         return Pair(ours, None, {}, [], [words] if named else [])
-    other = read_side(baseline)
+    other = side_of(read_results(baseline))
     before = {key_of(case): case for case in other.everything}
     lacking = [c for c in ours.cases if key_of(c) not in before or before[key_of(c)].truth_px != c.truth_px]
     if lacking:

@@ -39,7 +39,7 @@ def comparison_markdown(
     rows = "all rows, also of concepts that are not there" if settings.absent else rows
     parts.append(f"Paired by {item} and concept; {rows}.\n")
     for (rule, metric), group in _grouped(duels):
-        place = rule if rule == SINGLE else f"mask rule {rule}"
+        place = f"{rule}, mean over images (table.md pools them)" if rule == SINGLE else f"mask rule {rule}"
         parts.append(f"## {comparable(metric).heading}, {place}\n\n{_table(first, comparable(metric), group)}")
     tests = f"{len({duel.dataset for duel in duels})} data sets"
     tests += f" x {len(contestants) - 1} contestants" if len(contestants) > 2 else ""

@@ -21,8 +21,8 @@ def chart(lines: Mapping[str, Sequence[Point]], log: bool, over: str, marks: Seq
         lines: name -> (step or epoch, value).
         marks: upright lines: steps at which the run was resumed.
     """
-    shown = {name: [p for p in points if not log or p[1] > 0] for name, points in lines.items()}
-    shown = {name: _thinned(points) for name, points in shown.items() if points}
+    kept = {name: [p for p in points if not log or p[1] > 0] for name, points in lines.items()}
+    shown = {name: _thinned(points) for name, points in kept.items() if points}
     if not shown:
         return ""
     xs, ys = zip(*(point for points in shown.values() for point in points), strict=True)
@@ -55,7 +55,7 @@ def chart(lines: Mapping[str, Sequence[Point]], log: bool, over: str, marks: Seq
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in placed]
     words = over + (" (scale of values: logarithmic)" if log else "")
     parts.append(_text((LEFT + RIGHT) / 2, BOTTOM + 35, words, anchor="middle"))
-    return _legend({name: points[-1][1] for name, points in shown.items()}) + _svg(parts, 288)
+    return _legend({name: kept[name][-1][1] for name in shown}) + _svg(parts, 288)
 
 
 def spark(points: Sequence[Point]) -> str:

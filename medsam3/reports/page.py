@@ -19,7 +19,7 @@ from typing import Any
 from medsam3.files import write_text
 from medsam3.messages import listed
 from medsam3.metrics.concept_f1 import SCORE_THRESHOLD
-from medsam3.metrics.masks import METRICS, Metric, measure_distances, one_unit
+from medsam3.metrics.masks import METRICS, measure_distances, one_unit
 from medsam3.metrics.refusals import mean_by_coverage, reliability
 from medsam3.metrics.statistics import MIN_GROUPS
 from medsam3.reports import charts
@@ -85,10 +85,6 @@ def _instances(results: Pair) -> str:
     return instance_section(results.ours.results.instances, before, how)
 
 
-def _metric(name: str) -> Metric:
-    return METRICS.get(name) or Metric(name, lambda _: math.nan, is_fraction=False)
-
-
 def _top(results: Pair) -> str:
     ours = results.ours
     rule = ours.rules[0]
@@ -128,7 +124,7 @@ def _top(results: Pair) -> str:
 
 def _triple(results: Pair, metric: str, new: Mean, old: Mean) -> list[str]:
     """A value as tables print it; where there is a baseline, its own and the difference too."""
-    values = [_metric(metric).printed(mean.found.mean) if mean.found else None for mean in (new, old)]
+    values = [METRICS[metric].printed(mean.found.mean) if mean.found else None for mean in (new, old)]
     cells = ["–" if value is None else f"{value:.1f}" for value in values]
     same = not new.left_out and not old.left_out  # else they are not of the same queries
     gain = f"{values[0] - values[1]:+.1f}" if same and values[0] is not None and values[1] is not None else "–"
@@ -140,7 +136,7 @@ def _cells(results: Pair, metric: str, new: Mean, old: Mean) -> list[str]:
     printed = _triple(results, metric, new, old)
     for i, mean in enumerate((new, old)[: len(printed)]):
         if mean.found and mean.found.interval:
-            printed[i] += " [{:.1f}, {:.1f}]".format(*map(_metric(metric).printed, mean.found.interval))
+            printed[i] += " [{:.1f}, {:.1f}]".format(*map(METRICS[metric].printed, mean.found.interval))
         if mean.left_out:
             printed[i] += f" ({mean.left_out} left out)"
     return printed
@@ -160,7 +156,7 @@ def _row(results: Pair, cases: list[QueryResult]) -> list[str]:
 def _heads(results: Pair) -> list[str]:
     heads = []
     for name in results.ours.metrics:
-        heads += [_metric(name).heading, *([f"{_metric(name).title} baseline", "Δ"] if results.baseline else [])]
+        heads += [METRICS[name].heading, *([f"{METRICS[name].title} baseline", "Δ"] if results.baseline else [])]
     heads += ["distances in"] if measure_distances(results.ours.metrics) else []
     return [*heads, "queries", "images", "groups"]
 
@@ -284,7 +280,7 @@ def _cases(results: Pair) -> tuple[str, str]:
     always, some = ["dataset", "item", "concept"], ["group", "part", "rule"]
     some += ["unit"] if measure_distances(ours.metrics) else []
     texts = [*always, *(name for name in some if any(vars(case)[name] for case in cases))]
-    columns = [*texts, "kind", "score", *(_metric(name).title for name in ours.metrics)]
+    columns = [*texts, "kind", "score", *(METRICS[name].title for name in ours.metrics)]
     columns += ["Dice baseline", "Δ Dice"] if results.baseline else []
     rows = []
     for case in cases[:MAX_ROWS]:

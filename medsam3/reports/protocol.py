@@ -58,7 +58,7 @@ def _foreign(asked: dict[str, Any]) -> str:
 
 def model_lines(asked: dict[str, Any], hashes: dict[str, str]) -> list[list[str]]:
     """Of a question, and of the SHA-256 of the files of its answers."""
-    prediction = ", ".join(f"{key} {_plain(value)}" for key, value in asked.get("prediction", {}).items())
+    prediction = ", ".join(f"{key} {_plain(value)}" for key, value in (asked.get("prediction") or {}).items())
     versions = ", ".join(f"{name} {version or 'absent'}" for name, version in asked.get("versions", {}).items())
     wanted = {"present": "only what is in the image, as in the paper", "all": "what is there and what is not"}
     seen = {

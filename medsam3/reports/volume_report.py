@@ -15,12 +15,12 @@ import numpy as np
 
 from medsam3.files import file_hash
 from medsam3.layouts.instances import Mask
-from medsam3.metrics.masks import METRICS
 from medsam3.metrics.statistics import MIN_GROUPS
 from medsam3.reports.charts import table
 from medsam3.reports.extremes import picture_row
 from medsam3.reports.pictures import overlay, overlay_name, overlay_panels
 from medsam3.reports.protocol import model_lines
+from medsam3.results.comparison import comparable
 from medsam3.results.folder import NSD_MM, VOLUME_FILES, Results, read_volumes
 from medsam3.results.scores import LEVEL
 
@@ -38,20 +38,14 @@ COUNTS = {
 
 def heading(metric: str) -> str:
     """Of a column of results_volumes.csv, in tables."""
-    if found := NSD_MM.fullmatch(metric):
-        return f"NSD {found.group(1)} mm (%)"
-    return f"3D {METRICS[metric].heading}"
-
-
-def printed(metric: str, value: float) -> float:
-    """The value as tables show it."""
-    return 100 * value if NSD_MM.fullmatch(metric) else METRICS[metric].printed(value)
+    return ("" if NSD_MM.fullmatch(metric) else "3D ") + comparable(metric).heading
 
 
 def with_interval(metric: str, mean: float, interval: Sequence[float] | None) -> str:
     """A mean as tables show it, with its interval if it has one."""
-    ends = " [{:.1f}, {:.1f}]".format(*(printed(metric, end) for end in interval)) if interval else ""
-    return f"{printed(metric, mean):.1f}{ends}"
+    printed = comparable(metric).printed
+    ends = " [{:.1f}, {:.1f}]".format(*map(printed, interval)) if interval else ""
+    return f"{printed(mean):.1f}{ends}"
 
 
 def draw_slices(
@@ -136,7 +130,9 @@ def _every(results: Results, rule: str, metrics: Sequence[str]) -> str:
     for name, rows in results.rows[rule].items():
         for i, (volume, concept) in enumerate(rows.keys):
             values = [float(rows.values[metric][i]) for metric in metrics]
-            shown = [f"{printed(m, v):.1f}" if math.isfinite(v) else "–" for m, v in zip(metrics, values, strict=True)]
+            shown = [
+                with_interval(m, v, None) if math.isfinite(v) else "–" for m, v in zip(metrics, values, strict=True)
+            ]
             shown += [f"{float(rows.others['score'][i]):.2f}", *(rows.others[column][i] or "–" for column in COUNTS)]
             lines.append((values[0], [name, volume, concept, "yes" if rows.present[i] else "no", *shown]))
     lines.sort(key=lambda line: (not math.isfinite(line[0]), line[0]))

@@ -138,7 +138,9 @@ def test_f1_and_pq_are_compared_image_by_image_where_there_is_something(tmp_path
     duel = found[SINGLE, "f1"]
     assert duel.means == (0.5, 1.0) and (duel.paired.better, duel.paired.equal) == (6, 6)
     assert duel.paired.permutation_p == pytest.approx(2 / 2**6, abs=0.02)  # of 6 patients that differ
-    assert "## F1@.5 (%), single instances" in comparison_markdown(contestants, duels, [], [], settings)
+    assert "## F1@.5 (%), single instances, mean over images" in comparison_markdown(
+        contestants, duels, [], [], settings
+    )
     with pytest.raises(ValueError, match="--absent: not for f1"):
         compare(contestants, dataclasses.replace(settings, absent=True))
     (full / "instances.csv").write_text("dataset,item,truths\nsmall,00,\n")
