@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from typing import Any
 
 from medsam3.evaluation.volumes import VolumeResult, VolumeRows
+from medsam3.files import strict_json
 from medsam3.messages import listed, markdown_table
 from medsam3.metrics.statistics import MIN_GROUPS, MeanInterval, mean_interval
 from medsam3.reports.volume_report import heading, with_interval
@@ -118,4 +118,4 @@ def volumes_json(question: dict[str, Any], results: Sequence[VolumeResult], drif
         means.setdefault(dataset, {})[concept] = {name: dataclasses.asdict(mean) for name, mean in values.items()}
     files = {"results_volumes.csv": hashlib.sha256(volumes_csv(results).encode()).hexdigest()}
     content = {"question": question, "means": means, "tracker_drift": drifts, "files": files}
-    return json.dumps(content, indent=2) + "\n"
+    return strict_json(content)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from medsam3.files import strict_json
 from medsam3.messages import markdown_table
 from medsam3.metrics.masks import Metric
 from medsam3.metrics.statistics import MIN_GROUPS
@@ -126,12 +124,4 @@ def comparison_json(
         "spread": [dataclasses.asdict(spread) for spread in spreads],
         "asked_differently": list(notes),
     }
-    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return strict_json(content)

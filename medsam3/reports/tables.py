@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.checks import differing_keys
+from medsam3.files import strict_json
 from medsam3.messages import listed, markdown_table
 from medsam3.metrics.masks import METRICS, NSD_TOLERANCE, measure_distances
 from medsam3.metrics.statistics import MIN_GROUPS, MeanInterval
@@ -106,7 +107,7 @@ def results_json(
     chosen_on: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
 ) -> str:
-    """What was asked, and by each mask rule the scores per data set and their mean.
+    """What was asked, and by each mask rule the scores per data set and their mean; null: there is none.
 
     Args:
         baseline: the results.json beside which the report shows this one, as seen from the folder of this one.
@@ -130,7 +131,7 @@ def results_json(
         "obedience": dataclasses.asdict(obedience) if obedience else {},
         "instances": {name: dataclasses.asdict(own) for name, own in (instances or {}).items()},
     }
-    return json.dumps(content, indent=2) + "\n"
+    return strict_json(content)
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -143,7 +144,7 @@ def read_baseline(path: Path) -> Baseline:
         content = json.loads(path.read_text(encoding="utf-8"))
         scores: dict[str, dict[str, Score]] = {}
         for rule, found in content["rules"].items():
-            scores[rule] = {name: Score(**score) for name, score in found["datasets"].items()}
+            scores[rule] = {name: _score(score) for name, score in found["datasets"].items()}
             for name in scores[rule]:
                 if name not in content["question"]["rows"]:
                     raise KeyError(f"rows of {name}")
@@ -155,6 +156,11 @@ def read_baseline(path: Path) -> Baseline:
         raise ValueError(
             f"baseline={path}: not a results.json of this version of scripts/evaluate.py ({error!r}); evaluate it again"
         ) from error
+
+
+def _score(content: dict[str, Any]) -> Score:
+    means = ("values", "with_absent")
+    return Score(**content | {key: {m: math.nan if v is None else v for m, v in content[key].items()} for key in means})
 
 
 def rule_tables(

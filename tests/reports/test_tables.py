@@ -289,6 +289,15 @@ def test_means_of_different_queries_have_no_difference_and_no_set_drops_out_of_t
     assert rows["| **Avg.**"] == ["-", "4.5", "-", *dice] and "HD95: 3 queries left out of the baseline" in table
 
 
+def test_what_has_no_mean_is_null_in_results_json_and_a_dash_beside_a_result(tmp_path):
+    scores = with_hd95(math.inf, math.inf, 5, 7)
+    (tmp_path / "results.json").write_text(results_json("internal", QUESTION, scores))
+    content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert content["rules"]["top1"]["datasets"]["drive"]["values"] == {"hd95": None, "dice": 0.5}
+    baseline = read_baseline(tmp_path / "results.json").scores
+    assert "| drive | - | 3.0 | - | 50.0 | 50.0 | +0.0 |" in rule_tables(with_hd95(2, 4, 5, 7), {}, baseline)
+
+
 def test_intervals_count_groups_and_need_ten_of_them():
     rows = [
         QueryResult(**vars(_result("drive", str(i), "optic cup", d, d)) | {"group": f"p{i // 2}"})
