@@ -139,8 +139,8 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
         Panel("Skipped steps", "gradient/(skipped)_steps", "steps", "Between two lines; 0."),
     ),
     "Speed and memory": (
-        Panel("Images per second", "speed/(images)_per_s", "images/s", "All processes together."),
-        Panel("Queries per second", "speed/(queries)_per_s", "queries/s", "All processes together."),
+        Panel("Images per second", "speed/(images)_per_s", "per second", "All processes together."),
+        Panel("Queries per second", "speed/(queries)_per_s", "per second", "All processes together."),
         Panel("MFU", "speed/(mfu)", "share", "Model FLOP/s by the plan over the card's peak."),
         Panel(
             "Waiting for data", "speed/(data_wait)_share", "share of time", "Below 0.05; else the loader is the limit."

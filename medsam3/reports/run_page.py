@@ -103,7 +103,12 @@ def _state(run: RunFiles) -> str:
     if not run.events:
         return "Whether it is finished is not recorded."
     last = run.events[-1]
-    words = {"ended": "Finished", "stopped": "Stopped; the same command goes on", "failed": "Ended by an error"}
+    early = last["step"] < _began(run).get("total_steps", 0)  # nothing else ends a run before its last step
+    words = {
+        "ended": "Finished early, by trainer.patience" if early else "Finished",
+        "stopped": "Stopped; the same command goes on",
+        "failed": "Ended by an error",
+    }
     return (
         f"{words.get(last['event'], 'In progress, or killed')} ({last['event']} {last['time']}, step {last['step']:,})."
     )

@@ -77,6 +77,12 @@ def test_a_kill_is_told_from_a_stop(tmp_path):
     (tmp_path / "events.jsonl").write_text("".join(lines))
     page = run_report(read_run(written(tmp_path, LINE)), {})
     assert page.count("killed, or ended without a word") == 1 and "In progress, or killed (resumed t, step 4)" in page
+    for end, words in ((4, "Finished early, by trainer.patience (ended t"), (5, "Finished (ended t, step 5)")):
+        last = json.dumps({"time": "t", "event": "ended", "step": end}) + "\n"
+        (tmp_path / "events.jsonl").write_text(
+            "".join(lines).replace('"step": 4}', '"step": 4, "total_steps": 5}') + last
+        )
+        assert words in run_report(read_run(tmp_path), {})
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
