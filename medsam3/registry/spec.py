@@ -208,6 +208,11 @@ def _check(spec: DatasetSpec, path: Path) -> None:
     for key, concept in spec.concepts.items():
         if not concept or concept != " ".join(concept.split()):
             raise ValueError(f"{path}: concepts: {key}: {concept!r}: must be words on one line with single blanks")
+    twins = [c for c in spec.concept_names if [other.lower() for other in spec.concept_names].count(c.lower()) > 1]
+    if twins:
+        raise ValueError(
+            f"{path}: concepts: {', '.join(map(repr, twins))}: the same words to the model; write them alike"
+        )
     for concept in spec.exclusive or ():
         one_of(f"{path}: exclusive", concept, spec.concept_names)
     for key in ("partly_marked", "whole"):

@@ -37,6 +37,7 @@ MISTAKES = {
     "missing key": ({"title": None}, ["'title' is missing"]),
     "no use": ({"used_for": []}, ["used_for is empty", "train, internal, external"]),
     "no words": ({"concepts": {1: ""}}, ["concepts: 1: ''", "words on one line"]),
+    "words in capitals and not": ({"concepts": {1: "Square", 2: "square"}}, ["'Square', 'square'", "write them alike"]),
     "words on two lines": ({"concepts": {1: "left\nsquare"}}, ["concepts: 1: 'left\\nsquare'"]),
     "a value that is ignored too": ({"options": {"ignore_values": [9, 2]}}, ["ignore_values: 2", "'right square'"]),
     "a colour twice": ({"concepts": {"#FF0000": "x", "#ff0000": "y"}}, ["'#FF0000' stands there", "second time"]),
