@@ -24,8 +24,6 @@ from medsam3.checkpoints.account import other_model, problems, report, video_mod
 from medsam3.checkpoints.conversion import (
     POINTS,
     Layout,
-    convert_meta_to_transformers,
-    convert_transformers_to_meta,
     meta_plan,
     meta_tensor,
     recognise,
@@ -41,7 +39,7 @@ from medsam3.checkpoints.files import (
     write_state_dict,
 )
 from medsam3.checkpoints.model_card import ModelCard, model_card
-from medsam3.checkpoints.model_config import choose_config, read_config, sized
+from medsam3.checkpoints.model_config import choose_config, sized
 from medsam3.checkpoints.names import DETECTOR
 from medsam3.files import new_folder
 from medsam3.messages import listed
@@ -49,21 +47,6 @@ from medsam3.messages import listed
 if TYPE_CHECKING:
     from transformers import Sam3VideoModel
 
-__all__ = [
-    "Checkpoint",
-    "convert_meta_to_transformers",
-    "convert_transformers_to_meta",
-    "detector_model",
-    "load_detector",
-    "load_video_model",
-    "open_checkpoint",
-    "read_config",
-    "replace_detector",
-    "save_transformers_folder",
-    "weights_hash",
-    "write_meta",
-    "write_transformers",
-]
 META_IMAGE_SIZE = 1008  # px, fixed in Meta's code
 BACKBONE = DETECTOR + "vision_encoder.backbone."
 
