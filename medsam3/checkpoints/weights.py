@@ -120,17 +120,21 @@ def _cast(tensors: Mapping[str, Tensor]) -> str:
 def _instantiate(model_class: Any, config: Any, tensors: Mapping[str, Tensor], stored: StoredWeights) -> Any:
     # The copy makes the weights independent of the file, and full precision for training.
     state = {name: value.to(torch.float32, copy=True).contiguous() for name, value in tensors.items()}
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{stored.source}: {len(broken)} of {len(state)} tensors hold NaN or infinity ({listed(broken)}): the "
-            "training that wrote them diverged, or the file is damaged; use an earlier checkpoint"
-        )
+    _refuse_broken(state, stored)
     config = copy.deepcopy(config)
     config.dtype = torch.float32
     model, problems = model_class.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     assert not any(problems.values()), problems
     return model
+
+
+def _refuse_broken(tensors: Mapping[str, Tensor], stored: StoredWeights) -> None:
+    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{stored.source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity ({listed(broken)}): the "
+            "training that wrote them diverged, or the file is damaged; use an earlier checkpoint"
+        )
 
 
 def open_checkpoint(
@@ -214,6 +218,7 @@ def write_transformers(opened: Checkpoint, folder: Path) -> None:
     """
     video = isinstance(opened.config, Sam3VideoConfig)
     tensors = {name if video else name.removeprefix(DETECTOR): value for name, value in opened.tensors.items()}
+    _refuse_broken(tensors, opened.stored)
     write_safetensors(tensors, folder / SAFETENSORS, opened.stored.record)
     if opened.stored.record is not None:
         (folder / RECORD).write_text(opened.stored.record, encoding="utf-8")
@@ -241,6 +246,7 @@ def write_meta(reopen: Callable[[], Checkpoint], template: Mapping[str, Tensor] 
     for name, links in plan.items():
         if name not in meta:
             meta[name] = meta_tensor(opened.tensors, links)
+    _refuse_broken(meta, opened.stored)
     meta = with_meta_only({name: meta[name] for name in plan}, opened.config, template)
     write_state_dict(meta, file, opened.stored.record)
     prefixes = sorted({name.split(".")[0] for name in meta})

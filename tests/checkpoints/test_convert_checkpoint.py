@@ -171,6 +171,8 @@ REFUSED = {  # arguments after SRC DST -> words of the message
     "truncated": (["--to", "transformers", *CONFIG], "truncated, or not a checkpoint"),
     "SAM 2": (["--to", "transformers"], "a SAM 2 checkpoint"),
     "tensor missing": (["--to", "meta", *CONFIG], "1 missing (detector.transformer.decoder.norm.weight)"),
+    "NaN": (["--to", "transformers", *CONFIG], "1 of 430 tensors hold NaN or infinity"),
+    "NaN to meta": (["--to", "meta", *CONFIG], "hold NaN or infinity (detector.transformer.decoder.norm.weight)"),
     "no tracker": (["--to", "transformers", "--video", *CONFIG], "the tracker is missing"),
     "SAM 3.1": (["--to", "transformers", "--video", *CONFIG], "holds the tracker of SAM 3.1 (multiplex)"),
     "nothing there": (["--to", "meta"], "no such file or folder"),
@@ -204,6 +206,8 @@ def make_wrong(case: str, source: Path) -> None:
         save(sam31_state(meta_state()), source)
     elif case == "tensor missing":
         save({n: v for n, v in meta_state().items() if n != "detector.transformer.decoder.norm.weight"}, source)
+    elif case.startswith("NaN"):
+        save(meta_state() | {"detector.transformer.decoder.norm.weight": torch.full((32,), torch.nan)}, source)
     elif case != "nothing there":
         save(detector_part(meta_state()), source)
         if case == "truncated":
