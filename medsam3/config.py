@@ -76,9 +76,7 @@ class PredictionConfig:
     """How the model's answers become masks; the same in validation, evaluation and prediction."""
 
     rules: list[str] = MISSING  # top1 | union | semantic (prediction/rules.py); the first one chooses the model
-    score_threshold: float = (
-        MISSING  # 0..1; top1: a best mask below this score counts as empty; 0: always keep it (paper)
-    )
+    score_threshold: float = MISSING  # 0..1; top1: a best mask of a lower score counts as empty; 0: none does (paper)
     union_threshold: float = MISSING  # 0..1; union: instances of at least this score
     presence_threshold: float = MISSING  # 0..1; semantic: a concept of less presence counts as absent
     resolve_overlaps: bool = MISSING  # exclusive concepts: pixel-wise highest confidence (paper, section 4.2)
@@ -177,6 +175,18 @@ class RunConfig:
     output_dir: str = MISSING
     device: str = MISSING  # auto | cpu | cuda
     seed: int = MISSING
+    data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; not every script reads it
+
+
+@dataclass
+class AskingConfig(RunConfig):
+    """Keys of the scripts that ask a trained model."""
+
+    checkpoint: str = MISSING
+    image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
+    bf16: bool = MISSING
+    volume: VolumeConfig = field(default_factory=VolumeConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
 
 
 @dataclass
@@ -193,23 +203,17 @@ class TrainConfig(RunConfig):
 
 
 @dataclass
-class EvaluateConfig(RunConfig):
+class EvaluateConfig(AskingConfig):
     split: Any = MISSING  # internal | external | train | val, or a list of data set names
-    checkpoint: str = MISSING
     predictions: str | None = MISSING  # a folder of masks to score instead of a checkpoint, see mask_files.py
     predicted_instances: str = MISSING  # of these masks: components | labels (the values of <concept>/<case>.png)
     prompt: str = MISSING  # text | box | noisy_box | text_box; boxes of the truth tell how much of a score they are
     box_noise: float = MISSING  # standard deviation of each edge of a noisy box, as a fraction of the box's side
     box_noise_max_px: float = MISSING  # no edge moves further
     baseline: str | None = MISSING  # results.json of another checkpoint, shown beside this one
-    image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
-    bf16: bool = MISSING
     allow_training_rows: bool = MISSING  # evaluate on rows that the checkpoint was trained on
     volumes: bool = MISSING  # put slices together to volumes and measure these instead (evaluation/volumes.py)
     nsd_mm: list[float] = MISSING  # of volumes: tolerances of the normalised surface Dice
-    volume: VolumeConfig = field(default_factory=VolumeConfig)  # how volumes are predicted
-    data: DataConfig = field(default_factory=DataConfig)
-    prediction: PredictionConfig = field(default_factory=PredictionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -219,26 +223,19 @@ class ReportConfig(RunConfig):
     results: str | None = MISSING  # folder of a finished evaluation; its report.html is written anew
     run: str | None = MISSING  # or folder of a training run, also of one that goes on
     baseline: str | None = MISSING  # folder of another one on the same queries; null: the one of the evaluation
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
-class PredictConfig(RunConfig):
+class PredictConfig(AskingConfig):
     format: str = MISSING  # files | cvpr2025 (.npz cases of the challenge, prediction/challenge.py)
     input: Any = MISSING  # a picture, a folder, a glob pattern, a jobs file (.json), or a list of these
     prompts: Any = MISSING  # a text or a list of texts; null: those of the jobs file
-    checkpoint: str = MISSING
-    image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
-    bf16: bool = MISSING
     outputs: list[str] = MISSING  # index | masks | coco | overlays (prediction/outputs.py)
     instances: str = MISSING  # united (one mask per prompt) | apart (one per instance)
     exclusive: Any = MISSING  # all | a list of prompts: those that may not overlap; [] for none
     seg: str = MISSING  # BINARY | LABELMAP: how a DICOM segmentation holds its masks; NIFTI: none
     orientation: str = MISSING  # shown (turned as EXIF says, as viewers do) | stored (as evaluate.py and annotations)
     scan: ScanConfig = field(default_factory=ScanConfig)  # of pictures with more than 8 bits: window, percentiles
-    volume: VolumeConfig = field(default_factory=VolumeConfig)
-    data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
-    prediction: PredictionConfig = field(default_factory=PredictionConfig)
 
 
 @dataclass
@@ -246,25 +243,16 @@ class ChallengeConfig(RunConfig):
     predictions: str = MISSING  # folder of .npz files with `segs`
     truth: str = MISSING  # folder of .npz files with `gts`
     cases: str = MISSING  # folder of the .npz files that were the input: prompts and spacing
-    data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
 
 
 @dataclass
-class DemoConfig(RunConfig):
-    checkpoint: str = MISSING
-    image_size: int | None = MISSING  # side of the square model input, px; null: what the checkpoint was trained at
-    bf16: bool = MISSING
+class DemoConfig(AskingConfig):
     port: int = MISSING
     upload_mb: float = MISSING  # the largest file that is taken
     keep_minutes: float = MISSING  # without a new upload, before a visitor's files and masks are deleted
     pictures_per_pass: int = MISSING  # slices of a volume that the vision encoder sees together
     orientation: str = MISSING  # see PredictConfig
     scan: ScanConfig = field(default_factory=ScanConfig)
-    volume: VolumeConfig = field(
-        default_factory=VolumeConfig
-    )  # tracker: offers its mode; mode: the one chosen at first
-    data: DataConfig = field(default_factory=DataConfig)  # of shared.yaml; nothing of it is read
-    prediction: PredictionConfig = field(default_factory=PredictionConfig)
 
 
 @dataclass
@@ -276,7 +264,6 @@ class PrepareConfig(RunConfig):
     export_folder: str = MISSING
     export_id: int = MISSING  # nnU-Net's number of the first data set
     export_concepts: list[str] | None = MISSING  # null: all
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
@@ -289,7 +276,6 @@ class GetDataConfig(RunConfig):
     attempts: int = MISSING  # per file
     wait_s: float = MISSING  # before the second attempt; doubled before each further one
     timeout_s: float = MISSING  # without a byte
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
@@ -297,7 +283,6 @@ class AuditConfig(RunConfig):
     datasets: Any = MISSING  # prepared (all that have a split file), or as above
     max_distance: int = MISSING  # bits of 256 in which near-duplicates may differ
     workers: int = MISSING  # processes that read images
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 def register_schemas() -> None:

@@ -177,7 +177,7 @@ def test_every_experiment_composes_under_its_own_name(experiment):
         ("model.image_size=1000", ["model.image_size=1000", "a multiple of 14"]),
         ("seed=-1", ["seed=-1", "from 0 to 4294967295"]),
         ("+trainer.epoch=3", ["unknown key trainer.epoch", "Did you mean 'epochs'?", "max_steps"]),
-        ("+foo=3", ["unknown key foo", "model, data, loss"]),
+        ("+foo=3", ["unknown key foo", "model, loss, optim"]),
         ("+optim.lr.decodr=1", ["unknown key optim.lr.decodr", "Did you mean 'decoder'?"]),
     ],
 )
