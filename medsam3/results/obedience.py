@@ -138,7 +138,7 @@ def refusals(results: Iterable[QueryResult]) -> list[Refusal]:
     """By mask rule, data set and kind, as far as any was asked."""
     found = []
     for (rule, dataset), rows in _cells(results, lambda row: (row.rule, row.dataset)).items():
-        there = _scored(row for row in rows if row.kind == PRESENT)
+        there = [row for row in rows if row.kind == PRESENT]
         for kind in ABSENT:
             if absent := [row for row in rows if row.kind == kind]:
                 found.append(_refusal(rule, dataset, kind, there, absent))
@@ -146,8 +146,8 @@ def refusals(results: Iterable[QueryResult]) -> list[Refusal]:
 
 
 def _refusal(rule: str, dataset: str, kind: str, there: list[QueryResult], absent: list[QueryResult]) -> Refusal:
-    scored = _scored(absent)
-    yes, no = ([row.score for row in rows] for rows in (there, scored))
+    known, scored = _scored(there), _scored(absent)  # masks from files have no scores
+    yes, no = ([row.score for row in rows] for rows in (known, scored))
     hits, alarms = (sum(score >= SCORE_THRESHOLD for score in scores) for scores in (yes, no))
     answered = rate_interval([row.prediction_px > 0 for row in absent], _groups(absent), LEVEL, DRAWS, SEED)
     fired = score = None
@@ -162,7 +162,7 @@ def _refusal(rule: str, dataset: str, kind: str, there: list[QueryResult], absen
         answered=answered,
         fired=fired,
         score=score,
-        auroc=auroc_interval(yes, _groups(there), no, _groups(scored), LEVEL),
+        auroc=auroc_interval(yes, _groups(known), no, _groups(scored), LEVEL),
         mcc=ImageLevel(hits, alarms, len(no) - alarms, len(yes) - hits).mcc if yes and no else None,
     )
 

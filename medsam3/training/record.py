@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from medsam3.checkpoints.model_card import ModelCard, TrainingData
@@ -9,7 +10,7 @@ from medsam3.checkpoints.weights import save_transformers_folder
 from medsam3.config import TrainConfig
 from medsam3.data.corpus import Corpus
 from medsam3.evaluation.honesty import TrainingRecord
-from medsam3.metrics.masks import METRICS, has_mean
+from medsam3.metrics.masks import METRICS
 from medsam3.model.adapt import merged
 from medsam3.model.load import LoadedModel, processor
 from medsam3.registry.cards import card_names, load_card
@@ -76,7 +77,7 @@ def _shown(score: Score) -> dict[str, str]:
     for name, value in score.values.items():
         metric = METRICS[name]
         heading = f"{metric.named(score.unit)} (%)" if metric.is_fraction else metric.named(score.unit)
-        if has_mean(name, score.unit):
+        if math.isfinite(value):
             shown[heading] = f"{metric.printed(value):.1f}"
     return shown
 

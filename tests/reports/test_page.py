@@ -199,7 +199,7 @@ def test_foreign_words_stand_apart_and_beside_a_baseline_that_was_asked_the_same
 def test_masks_without_scores_are_counted_all_the_same(tmp_path):
     cases = [case("1", 0.5, score=math.nan), case("2", 0.0, kind="marked", truth_px=0, score=math.nan)]
     found = read(write(tmp_path, cases, prompt="masks"))
-    assert found.row("ours", "papila", "union", "marked")[4:] == ["0", "1", "1", "100.0", "–", "–", "–", "–"]
+    assert found.row("ours", "papila", "union", "marked")[4:] == ["1", "1", "1", "100.0", "–", "–", "–", "–"]
     assert "masks from files" in found.row("Input")[1] and "shown where" not in found.text
 
 
