@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from medsam3 import distributed
 from medsam3.config import DataConfig
-from medsam3.data.manifest import PARTS, ImageRows, Manifest, split_file
+from medsam3.data.manifest import PARTS, ImageRows, Manifest, SplitTable, excluded_items, split_file
 from medsam3.layouts.reader import Reader
 from medsam3.layouts.readers import open_reader
 from medsam3.messages import listed
@@ -86,7 +86,7 @@ class Corpus:
                     )
 
     def describe(self) -> str:
-        """One line: how many data sets are the paper's and how many not, images, and how they are split."""
+        """One line: how many data sets are the paper's and how many not, images, their parts, which are in none."""
         parts = {part: len(self.manifest.select(part)) for part in PARTS}
         numbers = ", ".join(f"{count} {part}" for part, count in parts.items() if count)
         named: dict[str, list[str]] = {}
@@ -96,7 +96,17 @@ class Corpus:
         sets = " + ".join(f"{len(names)} {kind} ({listed(names, 8)})" for kind, names in named.items())
         untested = [name for name in self.specs if self.test_fraction and self.part_to_report(name) == "val"]
         lacking = f"; no test part, too few {self.split_by}s: {listed(untested, 8)}: val chooses and reports"
-        return f"{sets}: {numbers} images (parts by {self.split_by}){lacking if untested else ''}"
+        line = f"{sets}: {numbers} images (parts by {self.split_by}){lacking if untested else ''}"
+        new = {table.path.stem: found for table in self.manifest.splits if (found := self._in_no_part(table))}
+        return line + "".join(
+            f"; IN NO PART are {len(items)} images of {name} that came after prepare_data.py: {listed(items, 3)}"
+            for name, items in new.items()
+        )
+
+    def _in_no_part(self, table: SplitTable) -> list[str]:
+        ids = self.readers[table.path.stem].index().ids
+        others = pc.filter(ids, pc.invert(pc.is_in(ids, table.items))).to_pylist()
+        return sorted(set(others).difference(excluded_items(table.path))) if others else []
 
 
 def open_corpus(config: DataConfig, names: str | Sequence[str], folders: Iterable[Path] = (SPEC_FOLDER,)) -> Corpus:

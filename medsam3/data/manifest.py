@@ -52,13 +52,13 @@ def exclusions_file(split: Path) -> Path:
     return split.with_suffix(".exclusions.csv")
 
 
-def excluded_items(split: Path) -> int:
-    """How many items the list of exclusions holds."""
+def excluded_items(split: Path) -> list[str]:
+    """The items of the list of exclusions."""
     path = exclusions_file(split)
     if not path.exists():
-        return 0
+        return []
     with path.open(encoding="utf-8", newline="") as file:
-        return sum(1 for _ in csv.DictReader(file))
+        return [row["item"] for row in csv.DictReader(file)]
 
 
 def split_hash(path: Path) -> str:

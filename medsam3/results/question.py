@@ -86,7 +86,7 @@ def rows_asked(
             prompts={concept: corpus.prompt(name, concept) for concept in named},
             not_asked=len(found) - len(images[name]),
             beyond=sum(bool(concepts_asked(rows, spec, config)) for rows in found) - len(images[name]),
-            excluded=excluded_items(corpus.split_file(name)),
+            excluded=len(excluded_items(corpus.split_file(name))),
         )
     return asked
 

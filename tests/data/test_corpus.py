@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
 from medsam3.data.corpus import open_corpus
 from medsam3.data.manifest import split_file
-from tests.conftest import data_config
+from medsam3.preparation.prepare import prepare
+from tests.conftest import data_config, prepare_config
 from tests.data.conftest import prepared
 
 
@@ -28,6 +30,17 @@ def test_the_corpus_answers_for_its_data_sets(corpus, small_set):
         "1 of yours (small): 9 train, 3 val images (parts by group); no test part, too few groups: small: val chooses "
         "and reports"
     )
+
+
+def test_images_that_came_after_prepare_are_said(small_set, make_spec, tmp_path):
+    folder = tmp_path / "data/small"
+    (folder / "masks/p0_01.png").unlink()
+    prepare(prepare_config(small_set[1], skip_broken=True), [make_spec.folder])
+    for kind in ("images", "masks"):
+        shutil.copy(folder / kind / "p0_00.png", folder / kind / "p9_00.png")
+    shutil.copy(folder / "masks/p0_00.png", folder / "masks/p0_01.png")  # was left out, and is in the list
+    line = open_corpus(small_set[1], "small", [make_spec.folder]).describe()
+    assert line.endswith("(parts by image); IN NO PART are 1 images of small that came after prepare_data.py: p9_00")
 
 
 def test_files_gone_and_concepts_renamed_since_prepare_are_errors(corpus, small_set, make_spec, tmp_path):
