@@ -147,7 +147,8 @@ class StepMeter:
         seconds = time.perf_counter() - clock.since
         values = self._of_batches() | _rates(optimizer) | _gradient(self._interval)
         values["speed/images_per_s"] = ranks * clock.images / seconds
-        values["speed/queries_per_s"] = ranks * clock.queries / seconds
+        queries = distributed.mean_over_ranks(torch.tensor(float(clock.queries), device=self._device))
+        values["speed/queries_per_s"] = ranks * queries.item() / seconds
         if self.work is not None:  # of this process's GPU
             values["speed/mfu"] = self.work.mfu(clock.images, clock.queries, seconds)
         values["speed/data_wait_share"] = clock.waited_s / seconds

@@ -69,6 +69,14 @@ def test_speed_and_mfu_are_of_the_time_between_two_readings(monkeypatch):
     assert values["speed/mfu"] == pytest.approx((3 * 2e12 + 8 * 5e11) / 4 / 1e13)
 
 
+def test_the_speed_is_of_all_processes(monkeypatch):
+    """Each step has the same images in all, but not the same queries: here one each in the mean of two."""
+    monkeypatch.setattr("medsam3.training.meter.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("medsam3.training.meter.distributed.mean_over_ranks", torch.ones_like)
+    values = StepMeter(torch.device("cpu")).read(optimizer(("text", 0, 1.0)))
+    assert values["speed/images_per_s"] == 0 and values["speed/queries_per_s"] > 0
+
+
 def test_the_speed_after_a_resumption_is_of_what_was_done_since():
     before = StepMeter(torch.device("cpu"))
     before.add(result(1, [2, 1, 1, 1], targets=4, one_to_one=4, one_to_many=9), images=3, queries=8)
