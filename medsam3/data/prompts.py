@@ -46,7 +46,7 @@ class PromptDraw:
                 learn that they always are.
 
         Raises:
-            ValueError: a scene that does not fit its data set or an image of it; a data set without hard negatives.
+            ValueError: a scene that does not fit its data set or an image of it; too few hard negatives for one.
         """
         self.corpus = corpus
         self.max_queries = max_queries
@@ -62,10 +62,12 @@ class PromptDraw:
         table = shipped_scenes()
         table.check(self.corpus.specs.values())
         for name, spec in self.corpus.specs.items():
-            hard = [table.unseen(scene, spec.modality)[0] for scene in spec.scenes or (None,)]
-            if self.hard_negatives and not all(hard):
+            barred = table.implied(spec.concept_names) | table.too_wide
+            hard = min(len({*table.unseen(scene, spec.modality)[0]} - barred) for scene in spec.scenes or (None,))
+            if hard < self.hard_negatives:
+                few = f"only {hard} names are" if hard else "nothing is"
                 raise ValueError(
-                    f"data.hard_negatives={self.hard_negatives}: nothing is hard to refuse in a picture of {name}: "
+                    f"data.hard_negatives={self.hard_negatives}: {few} hard to refuse in a picture of {name}: "
                     f"name what it shows in configs/dataset/{name}.yaml (scene: one of {', '.join(table.scenes)}; "
                     "none that fits only in part), or set data.hard_negatives=0"
                 )

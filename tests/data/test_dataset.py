@@ -87,6 +87,13 @@ def test_what_the_data_set_marked_absent_is_the_first_of_the_hard_ones(corpus):
         queries(corpus, absent_concepts=1, hard_negatives=1)
 
 
+def test_too_few_hard_ones_are_said_before_the_first_image(two_families):
+    for name in ("small", "scope"):
+        del two_families.specs[name]
+    with pytest.raises(ValueError, match=r"hard_negatives=40: only \d+ names are hard to refuse in a picture of eyes"):
+        queries(two_families, max_queries=50, absent_concepts=41, hard_negatives=40)
+
+
 def test_absent_concepts_are_of_the_whole_vocabulary_and_hard_ones_are_always_there(two_families):
     names = list(two_families.specs)
     dataset = queries(two_families, absent_concepts=4, hard_negatives=0)
