@@ -195,13 +195,13 @@ def _rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def _gradient(now: _Interval) -> dict[str, float]:
-    values = {
-        "gradient/norm": float(now.norm) if now.norm is not None else 0.0,
-        "gradient/clipped_share": float(now.clipped) / now.steps if now.clipped is not None else 0.0,
-        "gradient/skipped_steps": now.skipped,
-    }
+    """Only how many steps were left out where none was taken."""
+    values: dict[str, float] = {"gradient/skipped_steps": now.skipped}
+    if now.norm is None or now.norms is None or now.clipped is None:
+        return values
+    values |= {"gradient/norm": float(now.norm), "gradient/clipped_share": float(now.clipped) / now.steps}
     squares: dict[str, float] = {}
-    for part, norm in zip(now.parts, now.norms.tolist() if now.norms is not None else [], strict=True):
+    for part, norm in zip(now.parts, now.norms.tolist(), strict=True):
         squares[part] = squares.get(part, 0.0) + norm**2
     return values | {f"gradient_norm/{part}": math.sqrt(square) for part, square in squares.items()}
 

@@ -173,8 +173,9 @@ def _run_epoch(run: Run, batches: Iterator[Batch], bar: tqdm, watch: distributed
         if progress.step % trainer.log_every_steps == 0 or progress.step == run.total_steps:
             values = run.meter.read(run.optimizer)
             run.log.scalars(progress.step, values)
-            loss = values.get("loss/total", math.nan)  # none if every step was left out
-            clipped, speed = values["gradient/clipped_share"], values["speed/images_per_s"]
+            # Neither is there if every step was left out.
+            loss, clipped = (values.get(name, math.nan) for name in ("loss/total", "gradient/clipped_share"))
+            speed = values["speed/images_per_s"]
             bar.set_postfix_str(f"loss {loss:.3g}, clipped {clipped:.0%}, {speed:.2f} images/s")
         if run.stopped:
             _stop(run)
