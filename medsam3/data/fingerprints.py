@@ -13,13 +13,14 @@ from typing import Any
 from medsam3.files import write_text
 from medsam3.layouts.reader import Reader
 
-EDGE_BYTES = 65536  # read from either end of a file
+PIECE_BYTES = 65536  # read at the beginning, middle and end of a file
 DIGITS = 16  # hexadecimal, 64 bits: among 77,000 images and as many others, equal by chance once in 3 billion
 THREADS = 16
 
 
 def fingerprints(reader: Reader, item_ids: Iterable[str]) -> list[str]:
-    """One per image: of its file (size, first and last 64 KB) and of the picture's place in the file.
+    """One per image: of its file (size, and 64 KB each of its beginning, middle and end: raw volumes of one size begin
+    and end alike where there is air) and of the picture's place in the file.
 
     The files' part is kept in `fingerprints.json` of the data set's cache, with size and time of each file, so that it
     costs no more than a look at the file's status the next time.
@@ -45,18 +46,19 @@ def fingerprints(reader: Reader, item_ids: Iterable[str]) -> list[str]:
     with ThreadPoolExecutor(THREADS) as pool:
         entries = dict(zip(paths, pool.map(entry, paths), strict=True))
     if any(known.get(path) != value for path, value in entries.items()):
-        content = {"root": str(reader.root.resolve()), "files": known | entries}
+        content = {"root": str(reader.root.resolve()), "codes": known | entries}
         with suppress(OSError):  # a cache that cannot be written is done without
             write_text(reader.cache / "fingerprints.json", json.dumps(content))
     return [_short(f"{entries[item.image][2]}{reader.place(item)}".encode()) for item in items]
 
 
 def _file_digest(file: Path, size: int) -> str:
+    content = size.to_bytes(8, "big")
     with file.open("rb") as stream:
-        edges = stream.read(EDGE_BYTES)
-        stream.seek(max(size - EDGE_BYTES, 0))
-        edges += stream.read(EDGE_BYTES)
-    return _short(size.to_bytes(8, "big") + edges)
+        for start in (0, size // 2, max(size - PIECE_BYTES, 0)):
+            stream.seek(start)
+            content += stream.read(PIECE_BYTES)
+    return _short(content)
 
 
 def _short(content: bytes) -> str:
@@ -66,7 +68,7 @@ def _short(content: bytes) -> str:
 def _read_cache(reader: Reader) -> dict[str, list[Any]]:
     try:
         content = json.loads((reader.cache / "fingerprints.json").read_text(encoding="utf-8"))
-        files: dict[str, list[Any]] = content["files"]
+        files: dict[str, list[Any]] = content["codes"]
         return files if content["root"] == str(reader.root.resolve()) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from medsam3.data.fingerprints import EDGE_BYTES, fingerprints
+from medsam3.data.fingerprints import PIECE_BYTES, fingerprints
 from tests.conftest import GREY, SQUARE, save_picture
 
 
@@ -22,10 +22,12 @@ def reader(reader_of, folder):
     return reader_of(concepts={255: "left square"})
 
 
-def test_the_code_is_of_size_and_both_ends(reader, folder):
+def test_the_code_is_of_size_beginning_middle_and_end(reader, folder):
     content = (folder / "images/a.png").read_bytes()
-    assert len(content) < EDGE_BYTES  # so both ends are the whole file
-    file = hashlib.sha256(len(content).to_bytes(8, "big") + 2 * content).hexdigest()[:16]
+    assert len(content) < PIECE_BYTES  # so beginning and end are the whole file
+    file = hashlib.sha256(
+        len(content).to_bytes(8, "big") + content + content[len(content) // 2 :] + content
+    ).hexdigest()[:16]
     assert fingerprints(reader, ["a"]) == [hashlib.sha256(file.encode()).hexdigest()[:16]]
 
 
@@ -36,22 +38,23 @@ def test_a_copy_has_the_same_code_and_another_image_has_another(reader_of, reade
     assert a == z != b
 
 
-def test_a_change_at_either_end_or_of_the_length_changes_the_code_of_a_large_file(reader, folder):
+def test_a_change_at_either_end_in_the_middle_or_of_the_length_changes_the_code_of_a_large_file(reader, folder):
     path = folder / "images/a.png"
-    content = path.read_bytes() + bytes(3 * EDGE_BYTES)
+    content = path.read_bytes() + bytes(3 * PIECE_BYTES)
+    middle = content[: len(content) // 2] + b"x" + content[len(content) // 2 + 1 :]
     codes = set()
-    for number, variant in enumerate((content, content[:-1] + b"x", b"x" + content[1:], content + bytes(1))):
+    for number, variant in enumerate((content, content[:-1] + b"x", middle, b"x" + content[1:], content + bytes(1))):
         path.write_bytes(variant)
         os.utime(path, ns=(0, number))  # the same second would do for the cache
         codes.update(fingerprints(reader, ["a"]))
-    assert len(codes) == 4
+    assert len(codes) == 5
 
 
 def test_the_codes_of_files_are_kept_and_a_changed_file_is_read_again(reader, folder):
     first = fingerprints(reader, ["a", "b"])
     cache = reader.cache / "fingerprints.json"
     notes = json.loads(cache.read_text())
-    notes["files"]["images/b.png"][2] = "kept"
+    notes["codes"]["images/b.png"][2] = "kept"
     cache.write_text(json.dumps(notes))
     assert fingerprints(reader, ["a", "b"])[1] == hashlib.sha256(b"kept").hexdigest()[:16]
     save_picture(folder / "images/b.png", GREY[:, ::-1])
@@ -63,7 +66,7 @@ def test_a_cache_of_another_folder_or_a_damaged_one_does_not_count(reader):
     first = fingerprints(reader, ["a"])
     cache = reader.cache / "fingerprints.json"
     notes = json.loads(cache.read_text())
-    notes["files"]["images/a.png"][2] = "other"
+    notes["codes"]["images/a.png"][2] = "other"
     for text in (json.dumps(notes | {"root": "/elsewhere"}), "{", "[]"):
         cache.write_text(text)
         assert fingerprints(reader, ["a"]) == first
