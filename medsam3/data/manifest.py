@@ -61,11 +61,6 @@ def excluded_items(split: Path) -> list[str]:
         return [row["item"] for row in csv.DictReader(file)]
 
 
-def split_hash(path: Path) -> str:
-    """SHA-256 of a split file: what a checkpoint remembers of the rows it was trained on."""
-    return file_hash(path)
-
-
 def write_split(path: Path, columns: dict[str, Any]) -> None:
     """Write a split file; it is there in full or not at all.
 
@@ -123,7 +118,7 @@ class SplitTable:
                 f"{path}: no split file; run python scripts/prepare_data.py datasets={path.stem} "
                 f"data.splits={path.parent}"
             )
-        digest = split_hash(path)
+        digest = file_hash(path)
         copy = path.with_suffix(".arrow")
         table = _open_copy(copy, digest)
         if table is None:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from medsam3.config import DataConfig, PrepareConfig
-from medsam3.data.manifest import exclusions_file, split_file, split_hash, write_split
-from medsam3.files import writable_folder, write_text
+from medsam3.data.manifest import exclusions_file, split_file, write_split
+from medsam3.files import file_hash, writable_folder, write_text
 from medsam3.layouts.pixels import is_turned
 from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
 from medsam3.layouts.readers import NotFoundError, check_reader, open_reader
@@ -138,7 +138,7 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
         empty=tally.empty,
         excluded=len(problems),
         remarks=(*unknown_words(spec, Vocabulary.load()), *remarks),
-        split_hash=split_hash(path),
+        split_hash=file_hash(path),
     )
 
 
