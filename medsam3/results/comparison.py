@@ -27,7 +27,7 @@ from medsam3.results.question import MASKS
 COMPARED = ("checkpoint", "weights_sha256", "own_image_size", "code", "versions", "foreign", "synonyms", "instances")
 COMPARABLE = METRICS | IMAGE_METRICS
 SINGLE = "single instances"  # in place of a mask rule
-Key = tuple[str, str, str]  # item, concept, group
+Key = tuple[str, str, str, str]  # item, concept, size of its truth ("" where the file has none), group
 MODELS_OWN = ("image_size", "precision", "prediction", "prompt", "box_noise", "prompts", "seed")  # no matter for files
 
 
@@ -206,7 +206,8 @@ def _table(contestant: Contestant, dataset: str, rule: str, metric: str, setting
             raise ValueError(f"{run.folder}: no {metric} of {dataset} by {rule}; evaluate it again")
         kinds = (PRESENT, MARKED) if settings.absent else (PRESENT,)
         order = [i for i in sorted(range(len(own.keys)), key=own.keys.__getitem__) if own.kinds[i] in kinds]
-        found = [(*own.keys[i], own.groups[i]) for i in order]
+        truths = own.others.get("truth_px") or own.others.get("truth_voxels") or [""] * len(own.keys)
+        found = [(*own.keys[i], str(truths[i]), own.groups[i]) for i in order]
         if columns:
             _check_same(contestant.runs[0], run, dataset, keys, found)
         keys = found
@@ -225,7 +226,7 @@ def _check_same(first: Results, second: Results, dataset: str, one: list[Key], t
     if different:
         raise ValueError(
             f"{first.folder} and {second.folder} have not the same rows of {dataset}: {len(different)} are in one of "
-            f"them only: {listed(' / '.join(map(str, key)) for key in different)}"
+            f"them only, or their truth has another size: {listed(' / '.join(map(str, key)) for key in different)}"
         )
 
 

@@ -142,6 +142,14 @@ def test_rows_that_one_lacks_are_named_whatever_the_question_says(tmp_path):
     b = write_results(tmp_path / "b", {"x": rows([0.5])}, "01")
     with pytest.raises(ValueError, match=r"not the same rows of x: 1 .*i01 / polyp"):
         compare(contestants(a=a, b=b), settings(allow=["rows"]))
+    d = write_results(tmp_path / "d", {"x": rows([0.5, 0.6])}, "03")
+    (d / "results.csv").write_text(
+        (d / "results.csv").read_text().replace(",9,9,px", ",8,9,px", 1)
+    )  # a mask was mended
+    with pytest.raises(
+        ValueError, match=r"2 are .*or their truth has another size: i00 / polyp / 8 / p00, .* / 9 / p00"
+    ):
+        compare(contestants(a=a, d=d), SETTINGS)
     c = write_results(tmp_path / "c", {"x": [("i00", "p00", "polyp", 0.5), ("i01", "p00", "polyp", 0.5)]}, "02")
     with pytest.raises(ValueError, match="not the same rows of x"):  # another patient
         compare(contestants(a=a, c=c), SETTINGS)
