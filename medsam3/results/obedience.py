@@ -34,7 +34,7 @@ class Refusal:
     rule: str
     dataset: str
     kind: str
-    present: int  # queries whose concept is there, for AUROC and IL_MCC
+    present: int  # queries whose concept is there; those with a score count in AUROC and IL_MCC
     answered: MeanInterval  # share that got a mask: false positives at the thresholds of the rule
     fired: MeanInterval | None  # share whose score reaches 0.5
     score: MeanInterval | None  # mean
