@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, zlib.error, Image.DecompressionBombError)
 META_IMAGE = (".mha", ".mhd")
 PHOTOS = (".jpg", ".jpeg", ".webp")
+DEEP = (".png", ".tif", ".tiff")
 SEVERAL_VIEWS = "MPO"  # of a camera: the first is the picture, the others are previews
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 PHOTOMETRIC, BITS, SAMPLES = 262, 258, 339  # tags of TIFF; PHOTOMETRIC 0: the lowest value is white
@@ -108,6 +109,15 @@ def _opened(path: Path) -> Image.Image:
     if pages > 1 and file.format != SEVERAL_VIEWS:
         raise ValueError(f"holds {pages} pages; a picture has one, so save each as a file")
     return file
+
+
+def has_wide_colours(path: Path) -> bool:
+    """Whether a picture has 16 bits per colour, of which Pillow gives the upper 8."""
+    if path.suffix.lower() not in DEEP:
+        return False
+    with suppress(*UNREADABLE), Image.open(path) as file:
+        return file.mode not in WIDE_MODES and ";16" in str(file.tile)
+    return False
 
 
 def is_turned(path: Path) -> bool:

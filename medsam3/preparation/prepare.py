@@ -18,7 +18,7 @@ import pyarrow as pa
 from medsam3.config import DataConfig, PrepareConfig
 from medsam3.data.manifest import exclusions_file, split_file, write_split
 from medsam3.files import file_hash, writable_folder, write_text
-from medsam3.layouts.pixels import is_turned
+from medsam3.layouts.pixels import has_wide_colours, is_turned
 from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
 from medsam3.layouts.readers import NotFoundError, check_reader, open_reader
 from medsam3.preparation.copies import find_copies, fingerprint
@@ -26,6 +26,7 @@ from medsam3.preparation.parallel import each
 from medsam3.preparation.remarks import (
     MOST_INSTANCES,
     crowded_images,
+    deep_colours,
     never_there,
     torn_groups,
     turned_images,
@@ -47,6 +48,7 @@ class ItemCheck:
     broken: str | None = None
     left_out: str | None = None  # why the YAML leaves it out
     turned: bool = False  # see pixels.is_turned
+    brightest: int | None = None  # of an image of 16 bits per colour
 
 
 def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> list[Summary]:
@@ -146,7 +148,8 @@ def check_item(reader: Reader, item: Item) -> ItemCheck:
     """Read an item as training will, and measure it."""
     turned = is_turned(reader.root / item.image)
     try:
-        height, width, _ = reader.image(item).shape
+        image = reader.image(item)
+        height, width, _ = image.shape
         masks = reader.masks(item)
         for concept, instances in masks.items():
             if instances.size != (height, width):
@@ -163,7 +166,8 @@ def check_item(reader: Reader, item: Item) -> ItemCheck:
     told = {concept: found.areas_px.tolist() for concept, found in masks.items() if len(found) or not found.dropped}
     if not told:
         return ItemCheck(left_out=f"no instance of min_area_px: {reader.spec.min_area_px} or more")
-    return ItemCheck(height, width, told, turned=turned)
+    brightest = int(image.max()) if has_wide_colours(reader.root / item.image) else None
+    return ItemCheck(height, width, told, turned=turned, brightest=brightest)
 
 
 class _Tally:
@@ -174,6 +178,7 @@ class _Tally:
         self.items: list[Item] = []
         self.empty = 0  # items that show no instance of any concept
         self.turned: list[str] = []
+        self.brightest: list[int] = []  # of those of 16 bits per colour
         self.crowded: dict[str, list[tuple[int, str]]] = {}  # see remarks.crowded_images
         self.areas_px = array("q")  # [instances], only those of the concept "*" where there is one: it holds the others
         self._rows = {name: array("q") for name in ("item", "concept", "instances", "area_px", "height", "width")}
@@ -182,6 +187,7 @@ class _Tally:
         union = self.spec.concepts.get(UNION)
         self.empty += not any(check.areas_px.values())
         self.turned += [item.id] * check.turned
+        self.brightest += [check.brightest] if check.brightest is not None else []
         for concept, areas in check.areas_px.items():
             if len(areas) > MOST_INSTANCES:
                 self.crowded.setdefault(concept, []).append((len(areas), item.id))
@@ -222,6 +228,7 @@ class _Tally:
         write_split(path, columns)
         shown = by_image if split.by == "image" else by_group
         remarks = crowded_images(self.spec, self.crowded) + turned_images(self.spec, self.turned)
+        remarks += deep_colours(self.spec, self.brightest)
         remarks += never_there(self.spec, set(numbers["concept"][numbers["instances"] > 0]))
         remarks += torn_groups(self.spec, self.items, by_image) if split.by == "image" else []
         return {part: shown.count(part) for part in sorted(set(shown))}, remarks

@@ -41,6 +41,20 @@ def turned_images(spec: DatasetSpec, items: Sequence[str]) -> list[str]:
     ][: len(items)]
 
 
+def deep_colours(spec: DatasetSpec, brightest: Sequence[int]) -> list[str]:
+    """A line if there are images of 16 bits per colour, which are black where a camera fills 12 of them.
+
+    Args:
+        brightest: value of each of them, as read.
+    """
+    if not brightest:
+        return []
+    return [
+        f"{spec.name}: of 16 bits per colour the upper 8 are read, in {len(brightest)} images; their brightest value "
+        f"is {max(brightest)} of 255. Are they too dark, save them with 8 bits"
+    ]
+
+
 def never_there(spec: DatasetSpec, concepts: Collection[int]) -> list[str]:
     """A line if concepts are in no image, as when a threshold or a value does not fit the mask files.
 

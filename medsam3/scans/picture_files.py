@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from medsam3.config import DemoConfig, PredictConfig
-from medsam3.layouts.pixels import WIDE_MODES, read_image, unreadable
+from medsam3.layouts.pixels import WIDE_MODES, has_wide_colours, read_image, unreadable
 from medsam3.scans.scan import value_range
 
 TURNS = {  # EXIF orientation -> what a viewer does
@@ -45,14 +45,13 @@ def read_picture(path: Path, config: PredictConfig | DemoConfig) -> Shown:
         with Image.open(path) as file:
             kind, mode = file.format, file.mode
             alpha = file.has_transparency_data
-            wide_colours = mode not in WIDE_MODES and ";16" in str(file.tile)
             orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception as error:  # what the damage leads to
         raise unreadable(path, error) from error
     window = config.scan.window
     shown = value_range("window", window) if window else None
     pixels = read_image(path, shown, None if window else value_range("percentiles", config.scan.percentiles))
-    notes = ["alpha channel left out"] if alpha else []
+    notes, wide_colours = ["alpha channel left out"] if alpha else [], has_wide_colours(path)
     if mode in OTHER_COLOURS:
         notes.append(f"{mode}: turned into RGB by formula, without a colour profile")
     if mode in WIDE_MODES:

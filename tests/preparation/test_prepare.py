@@ -6,6 +6,7 @@ import csv
 import tracemalloc
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -231,6 +232,13 @@ def test_photos_that_viewers_turn_are_said(small_set, make_spec, tmp_path):
     save_picture(tmp_path / "data/small/masks/p1_03.png", np.zeros((60, 40), np.uint8))
     with pytest.raises(ValueError, match=r"60 x 40 px, its image 40 x 60 .*; an EXIF tag turns this image in viewers"):
         prepare(prepare_config(small_set[1]), [make_spec.folder])
+
+
+def test_colours_of_16_bits_are_said_with_the_brightest_that_is_left(small_set, make_spec, tmp_path):
+    deep = np.full((40, 60, 3), 4095, np.uint16)  # 12 bits
+    (tmp_path / "data/small/images/p1_03.png").write_bytes(imagecodecs.png_encode(deep))
+    (found,) = prepare(prepare_config(small_set[1]), [make_spec.folder])
+    assert any("in 1 images; their brightest value is 15 of 255" in line for line in found.remarks)
 
 
 def test_a_concept_of_no_image_is_said(small_set, make_spec):
