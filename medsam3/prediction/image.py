@@ -149,6 +149,7 @@ class ImagePredictor:
         Arguments and errors: see `predict`; boxes and `detected_from` are of a single image.
         """
         assert len(images) == 1 or (not len(boxes) and detected_from is None)
+        size, shown_from = images[0].shape[:2], self.config.union_threshold
         was_training = self.detector.training
         switched = any(module.training for module in self.detector.modules())  # to look costs a fifth of to set
         if switched:
@@ -166,13 +167,9 @@ class ImagePredictor:
                     output = self.detector.detect(features, image_index, self._encoded(asked), **inputs)
                     for q, query in enumerate(self._chosen(output, asked)):
                         if detected_from is not None:
-                            branch, size, shown_from = (
-                                output.one_to_one,
-                                images[0].shape[:2],
-                                self.config.union_threshold,
-                            )
+                            scores = query.heads.scores
                             own = scored_instances(
-                                branch, q, query.heads.scores, detected_from, size, asked[q], shown_from
+                                output.one_to_one, q, scores, detected_from, size, asked[q], shown_from
                             )
                             query = dataclasses.replace(query, detections=own)
                         yield query
