@@ -14,7 +14,7 @@ from medsam3.files import write_text
 from medsam3.layouts.reader import Reader
 
 PIECE_BYTES = 65536  # read at the beginning, middle and end of a file
-DIGITS = 16  # hexadecimal, 64 bits: among 77,000 images and as many others, equal by chance once in 3 billion
+DIGITS = 17  # hexadecimal, 68 bits: among 77,000 images and as many others, equal by chance once in 50 billion
 THREADS = 16
 
 

@@ -27,8 +27,8 @@ def test_the_code_is_of_size_beginning_middle_and_end(reader, folder):
     assert len(content) < PIECE_BYTES  # so beginning and end are the whole file
     file = hashlib.sha256(
         len(content).to_bytes(8, "big") + content + content[len(content) // 2 :] + content
-    ).hexdigest()[:16]
-    assert fingerprints(reader, ["a"]) == [hashlib.sha256(file.encode()).hexdigest()[:16]]
+    ).hexdigest()[:17]
+    assert fingerprints(reader, ["a"]) == [hashlib.sha256(file.encode()).hexdigest()[:17]]
 
 
 def test_a_copy_has_the_same_code_and_another_image_has_another(reader_of, reader, folder):
@@ -56,10 +56,10 @@ def test_the_codes_of_files_are_kept_and_a_changed_file_is_read_again(reader, fo
     notes = json.loads(cache.read_text())
     notes["codes"]["images/b.png"][2] = "kept"
     cache.write_text(json.dumps(notes))
-    assert fingerprints(reader, ["a", "b"])[1] == hashlib.sha256(b"kept").hexdigest()[:16]
+    assert fingerprints(reader, ["a", "b"])[1] == hashlib.sha256(b"kept").hexdigest()[:17]
     save_picture(folder / "images/b.png", GREY[:, ::-1])
     changed = fingerprints(reader, ["a", "b"])
-    assert changed[0] == first[0] and changed[1] not in (first[1], hashlib.sha256(b"kept").hexdigest()[:16])
+    assert changed[0] == first[0] and changed[1] not in (first[1], hashlib.sha256(b"kept").hexdigest()[:17])
 
 
 def test_a_cache_of_another_folder_or_a_damaged_one_does_not_count(reader):

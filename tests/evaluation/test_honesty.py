@@ -110,6 +110,12 @@ def test_another_split_is_refused(corpus):
         refuse(corpus, record_of(corpus, split_by="group"), small="val")
 
 
+def test_fingerprints_of_an_older_kind_are_refused_not_taken_for_other_images(corpus):
+    old = record_of(corpus, splits={}, images={"small": ["0" * 16]})
+    with pytest.raises(ValueError, match="knows 1 training images by fingerprints of an older kind"):
+        refuse(corpus, old, copy="external")
+
+
 def test_a_record_without_images_still_guards_by_the_split(corpus):
     old = record_of(corpus, images={})
     refuse(corpus, old, copy="external")
