@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from medsam3.config import PredictionConfig
@@ -50,7 +51,7 @@ def union(heads: Heads, config: PredictionConfig) -> Choice:
 
 def semantic(heads: Heads, config: PredictionConfig) -> Choice:
     """The mask of the semantic head; nothing if the presence of the concept is below `presence_threshold`."""
-    kept = heads.presence >= config.presence_threshold
+    kept = heads.presence >= np.float32(config.presence_threshold)  # in the precision of the model, as the others
     return Choice(heads.presence, [SEMANTIC] if kept else [], [heads.presence] if kept else [])
 
 

@@ -14,7 +14,7 @@ from medsam3.config import PredictionConfig
 from medsam3.model.detector import BranchOutput, DetectorOutput, TextFeatures
 from medsam3.prediction import overlaps
 from medsam3.prediction.image import ImagePredictor
-from medsam3.prediction.rules import RULE_WORDS, RULES
+from medsam3.prediction.rules import RULE_WORDS, RULES, Heads
 
 WORDS = ("nothing", "liver", "kidney", "spleen", "polyp")  # a text's id is its place here
 IMAGE = np.zeros((1, 4, 3), np.uint8)
@@ -100,6 +100,14 @@ def test_a_score_equal_to_the_threshold_counts():
     union = predictor(certain, rules=["union"])
     union.config.union_threshold = 0.5
     assert union.predict(IMAGE, ["liver"])[0].answer.mask.all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_thresholds_are_met_in_the_precision_of_the_model(rule):
+    score = torch.tensor([0.7])  # below 0.7 as a double
+    config = predictor(LIVER, threshold=0.7).config
+    config.union_threshold = config.presence_threshold = 0.7
+    assert RULES[rule](Heads(score.logit(), score, score.item()), config).masks
 
 
 def test_logits_are_resized_before_they_become_a_mask():
