@@ -19,6 +19,7 @@ from medsam3.files import file_hash, writable_folder, write_lines, write_text
 from medsam3.messages import listed
 from medsam3.metrics.masks import check_metrics
 from medsam3.registry.spec import load_specs
+from medsam3.reports.beside import check_truth, read_cases
 from medsam3.reports.extremes import EXTREMES, extreme_images
 from medsam3.reports.instance_tables import instance_table, instances_csv
 from medsam3.reports.obedience_tables import obedience_markdown
@@ -61,6 +62,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         check_metrics(config.evaluation.metrics)
         folder = writable_folder(config.output_dir, "output_dir", "output_root")
         baseline = read_baseline(Path(config.baseline)) if config.baseline else None
+        beside = Path(config.baseline).with_name("results.csv") if config.baseline else None
+        before = read_cases(beside) if beside and beside.is_file() else None
         names, missing = prepared_sets(config)
         corpus = open_corpus(config.data, names)
         check_foreign(corpus, config.evaluation.foreign)
@@ -100,6 +103,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured, again).overlays
             again.discard()
         if distributed.is_main():
+            if before is not None:
+                check_truth(evaluation.results, before, Path(config.baseline or ""))
             words = _write(folder, config, corpus, source, question, baseline, evaluation)
         journal.discard()
         if distributed.is_main():

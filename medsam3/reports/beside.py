@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,6 +157,22 @@ def _swapped(rows: Rows, i: int) -> dict[str, Any]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
+def check_truth(cases: Iterable[QueryResult], before: Mapping[Key, QueryResult], baseline: Path) -> None:
+    """Raises a ValueError if the baseline lacks a query of the data sets' own concepts, or has another truth for it."""
+    own = [case for case in cases if not case.foreign]
+    lacking = [case for case in own if key_of(case) not in before or before[key_of(case)].truth_px != case.truth_px]
+    if lacking:
+        raise ValueError(
+            f"baseline={baseline} lacks {len(lacking)} of the {len(own)} queries, or has another truth: "
+            f"{listed(' | '.join(key_of(case)) for case in lacking)}. Evaluate both alike"
+        )
+
+
+def read_cases(folder: Path) -> dict[Key, QueryResult]:
+    """All rows of a result. ValueError: see `read_results` and `side_of`."""
+    return {key_of(case): case for case in side_of(read_results(folder)).everything}
+
+
 def read_pair(folder: Path, baseline: Path | None = None) -> Pair:
     """Read a result and its baseline.
 
@@ -175,12 +191,7 @@ def read_pair(folder: Path, baseline: Path | None = None) -> Pair:
         return Pair(ours, None, {}, [], [words] if named else [])
     other = side_of(read_results(baseline))
     before = {key_of(case): case for case in other.everything}
-    lacking = [c for c in ours.cases if key_of(c) not in before or before[key_of(c)].truth_px != c.truth_px]
-    if lacking:
-        raise ValueError(
-            f"baseline={baseline} lacks {len(lacking)} of the {len(ours.cases)} queries of {folder}, or has another "
-            f"truth: {listed(' | '.join(key_of(case)) for case in lacking)}. Evaluate both alike"
-        )
+    check_truth(ours.everything, before, baseline)
     if fewer := [name for name in ours.metrics if name not in other.metrics]:
         raise ValueError(f"baseline={baseline} has no {', '.join(fewer)}: evaluate it again")
     return Pair(ours, other, before, differing_keys(_comparable(other, ours), _comparable(ours, ours)), [])

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from medsam3.evaluation.measurement import write_evaluation
+from medsam3.files import file_hash
 from medsam3.results.findings import Evaluation, Journal
 from tests.scripts import run_script
 
@@ -95,11 +96,20 @@ def test_the_size_is_the_checkpoints_own_and_another_one_is_said_and_recorded(ru
     assert "- image_size: 56 -> 112\n" in (tmp_path / "runs/other/table.md").read_text()
 
 
-def test_a_baseline_of_fewer_images_is_refused(run, data, tmp_path):
+def test_a_baseline_of_fewer_images_or_of_another_truth_is_refused(run, data, tmp_path):
     evaluate(run, data, tmp_path, "name=few", "evaluation.images=3")
-    done = evaluate(run, data, tmp_path, f"baseline={tmp_path}/runs/few/results.json", check=False)
+    baseline = f"baseline={tmp_path}/runs/few/results.json"
+    done = evaluate(run, data, tmp_path, baseline, check=False)
     assert done.returncode == 2 and "asked on other images" in done.stderr
     assert "rows.mni152.images: 3 -> 6" in done.stderr
+    table, content = tmp_path / "runs/few/results.csv", tmp_path / "runs/few/results.json"
+    first = next(csv.DictReader(table.open()))
+    written = file_hash(table)
+    table.write_text(table.read_text().replace(f",{first['truth_px']},", ",77,"))
+    content.write_text(content.read_text().replace(written, file_hash(table)))
+    done = evaluate(run, data, tmp_path, baseline, "evaluation.images=3", "name=again", check=False)
+    assert done.returncode == 2 and "or has another truth: mni152 | " in done.stderr
+    assert not (tmp_path / "runs/again/table.md").exists()
 
 
 def test_a_checkpoint_that_diverged_is_refused(run, data, tmp_path):
