@@ -74,6 +74,7 @@ RANGES: dict[str, Range] = {
     "prediction.tile": POSITIVE,
     "prediction.tile_overlap": NOT_NEGATIVE,
     "evaluation.images": POSITIVE,
+    "pictures": NOT_NEGATIVE,
     "evaluation.foreign.seed": SEED,
     "evaluation.foreign.*": NOT_NEGATIVE,
     "evaluation.instance_score": FRACTION,

@@ -260,6 +260,7 @@ class PrepareConfig(RunConfig):
     datasets: Any = MISSING  # a name or a use (train | internal | external: the paper's sets), or a list of them
     skip_broken: bool = MISSING  # leave broken items out and list them, instead of stopping
     workers: int = MISSING  # processes that check files
+    pictures: int = MISSING  # images of each set on a sheet with their masks; 0: no sheet
     export: str | None = MISSING  # nnunet: write prepared sets in nnU-Net's layout instead of preparing them
     export_folder: str = MISSING
     export_id: int = MISSING  # nnU-Net's number of the first data set

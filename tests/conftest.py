@@ -162,6 +162,7 @@ def prepare_config(
         datasets=datasets,
         skip_broken=skip_broken,
         workers=workers,
+        pictures=0,
         export=None,
         export_folder="",
         export_id=701,

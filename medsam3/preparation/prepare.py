@@ -21,8 +21,10 @@ from medsam3.files import file_hash, writable_folder, write_text
 from medsam3.layouts.pixels import has_wide_colours, is_turned
 from medsam3.layouts.reader import Item, LeftOutError, Problem, Reader
 from medsam3.layouts.readers import NotFoundError, check_reader, open_reader
+from medsam3.messages import listed
 from medsam3.preparation.copies import find_copies, fingerprint
 from medsam3.preparation.parallel import each
+from medsam3.preparation.pictures import chosen, write_sheet
 from medsam3.preparation.remarks import (
     MOST_INSTANCES,
     crowded_images,
@@ -65,6 +67,8 @@ def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> 
     for spec in specs.values():
         check_reader(spec)
     writable_folder(config.data.splits, "data.splits", "data.splits")
+    if config.pictures:
+        writable_folder(config.output_dir, "output_dir", "output_root")
     named = {config.datasets} if isinstance(config.datasets, str) else set(config.datasets)
     summaries: list[Summary] = []
     errors: list[str] = []
@@ -82,6 +86,8 @@ def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> 
     if summaries:
         print(summary_table(summaries))
         print(f"Split files and lists of exclusions lie in {config.data.splits}")
+        if config.pictures:
+            print(f"Look at what was read: {config.output_dir}/{listed([f'{s.name}.png' for s in summaries], 3)}")
     if missing:
         line = (
             f"{len(missing)} of {len(specs)} data sets are not in {config.data.root}: {', '.join(missing)}\n"
@@ -97,7 +103,7 @@ def prepare(config: PrepareConfig, folders: Iterable[Path] = (SPEC_FOLDER,)) -> 
 
 
 def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
-    """Check one data set and write `<name>.csv` and `<name>.exclusions.csv`.
+    """Check one data set and write `<name>.csv`, `<name>.exclusions.csv` and a sheet of pictures.
 
     Raises:
         ValueError: not there, nothing fits its patterns, or broken items (the first ten are named).
@@ -130,6 +136,9 @@ def prepare_dataset(spec: DatasetSpec, config: PrepareConfig) -> Summary:
     path = split_file(config.data.splits, spec.name)
     parts, remarks = tally.write(path, config.data)
     write_text(exclusions_file(path), exclusions_csv(problems))
+    if config.pictures:
+        shown = [tally.items[number] for number in tally.chosen(config.pictures)]
+        write_sheet(Path(config.output_dir) / f"{spec.name}.png", reader, shown, len(tally.items))
     return Summary(
         name=spec.name,
         title=spec.title,
@@ -198,6 +207,12 @@ class _Tally:
             for name, value in values.items():
                 self._rows[name].append(value)
         self.items.append(item)
+
+    def chosen(self, count: int) -> list[int]:
+        """Numbers of the items for `write_sheet`."""
+        held = np.asarray(self._rows["instances"]) > 0
+        item, concept = (np.asarray(self._rows[name])[held] for name in ("item", "concept"))
+        return chosen(item, concept, len(self.items), count)
 
     def write(self, path: Path, config: DataConfig) -> tuple[dict[str, int], list[str]]:
         """Draw the parts and write the split file; returns the images of each part, and remarks."""

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from medsam3.config import EvaluationConfig, ForeignConfig, PrepareConfig
+from medsam3.config import EvaluationConfig, ForeignConfig
 from medsam3.data.corpus import Corpus, open_corpus
 from medsam3.evaluation.evaluator import asked_images
 from medsam3.evaluation.honesty import (
@@ -20,6 +20,7 @@ from medsam3.evaluation.honesty import (
     training_record,
 )
 from medsam3.preparation.prepare import prepare
+from tests.conftest import prepare_config
 
 ALL = EvaluationConfig(
     metrics=["dice", "iou"], instances=False, instance_score=0.05,
@@ -34,18 +35,7 @@ def corpus(small_set, make_spec) -> Corpus:
     _, data = small_set
     make_spec(name="copy", used_for=["external"])
     names = ["small", "copy"]
-    config = PrepareConfig(
-        name="",
-        output_root="",
-        output_dir="",
-        device="cpu",
-        seed=0,
-        datasets=names,
-        skip_broken=False,
-        workers=0,
-        data=data,
-    )
-    prepare(config, [make_spec.folder])
+    prepare(prepare_config(data, names), [make_spec.folder])
     return open_corpus(data, names, [make_spec.folder])
 
 
