@@ -285,7 +285,8 @@ def test_the_command_prepares_the_template_and_writes_nothing_else(tmp_path):
     done = run_script("prepare_data.py", "datasets=mni152", "workers=2", cwd=tmp_path)
     assert "groups" not in done.stdout  # the data set itself says which slices of the one volume are which part
     assert "MNI152" in done.stdout and "342" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data_manifests"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data_manifests", "runs"]
+    assert [path.name for path in tmp_path.glob("runs/**/*.*")] == ["mni152.png"]
     assert not any("partial" in path.name for path in tmp_path.rglob("*"))
 
 
