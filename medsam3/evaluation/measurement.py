@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsam3 import distributed
-from medsam3.config import EvaluateConfig, ForeignConfig
+from medsam3.config import EvaluateConfig, EvaluationConfig, ForeignConfig
 from medsam3.data.corpus import Corpus, open_corpus
-from medsam3.data.manifest import split_file
+from medsam3.data.manifest import ImageRows, split_file
 from medsam3.evaluation.evaluator import asked_images, run_evaluation
 from medsam3.evaluation.mask_files import MaskWriter
 from medsam3.evaluation.sources import Source, open_source
@@ -19,7 +19,7 @@ from medsam3.files import file_hash, writable_folder, write_lines, write_text
 from medsam3.messages import listed
 from medsam3.metrics.masks import check_metrics
 from medsam3.registry.spec import load_specs
-from medsam3.reports.beside import check_truth, read_cases
+from medsam3.reports.beside import check_truth, side_of
 from medsam3.reports.extremes import EXTREMES, extreme_images
 from medsam3.reports.instance_tables import instance_table, instances_csv
 from medsam3.reports.obedience_tables import obedience_markdown
@@ -37,6 +37,7 @@ from medsam3.reports.tables import (
 )
 from medsam3.results.asking import check_concepts, check_foreign, queries
 from medsam3.results.findings import Evaluation, Journal
+from medsam3.results.folder import read_results
 from medsam3.results.instance_scores import InstanceScores, InstanceTallies
 from medsam3.results.obedience import Obedience, obedience
 from medsam3.results.question import Question, Rows, rows_asked
@@ -62,8 +63,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         check_metrics(config.evaluation.metrics)
         folder = writable_folder(config.output_dir, "output_dir", "output_root")
         baseline = read_baseline(Path(config.baseline)) if config.baseline else None
-        beside = Path(config.baseline).with_name("results.csv") if config.baseline else None
-        before = read_cases(beside) if beside and beside.is_file() else None
+        beside = baseline.path.with_name("results.csv") if baseline else None
+        before = side_of(read_results(beside)) if beside and beside.is_file() else None
         names, missing = prepared_sets(config)
         corpus = open_corpus(config.data, names)
         check_foreign(corpus, config.evaluation.foreign)
@@ -95,22 +96,34 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if writer and distributed.is_main():
             for line in writer.join(queries(corpus, asked, config.evaluation)):
                 say(f"masks    {line}")
-        if config.evaluation.overlays:  # once more, for their pictures: nobody knew before which they would be
-            none = ForeignConfig(hard=0, easy=0, seed=0)
-            pictured = replace(config.evaluation, overlays=len(EXTREMES), foreign=none, synonyms=False, instances=False)
-            extremes = extreme_images(evaluation, asked)
-            again = Journal(folder / "unfinished_pictures")
-            evaluation.overlays |= run_evaluation(source.answers, corpus, extremes, pictured, again).overlays
-            again.discard()
+        if config.evaluation.overlays:
+            _add_extremes(evaluation, config.evaluation, source, corpus, asked, folder)
         if distributed.is_main():
-            if before is not None:
-                check_truth(evaluation.results, before, Path(config.baseline or ""))
+            if baseline and before:
+                check_truth(evaluation.results, before, baseline.path)
             words = _write(folder, config, corpus, source, question, baseline, evaluation)
         journal.discard()
         if distributed.is_main():
             say(f"report   {write_report(folder)}")
             show_in_wandb(config, folder, evaluation, words)
         return evaluation
+
+
+def _add_extremes(
+    evaluation: Evaluation,
+    config: EvaluationConfig,
+    source: Source,
+    corpus: Corpus,
+    asked: dict[str, list[ImageRows]],
+    folder: Path,
+) -> None:
+    """Ask some images once more, for their pictures: nobody knew before which they would be."""
+    none = ForeignConfig(hard=0, easy=0, seed=0)
+    pictured = replace(config, overlays=len(EXTREMES), foreign=none, synonyms=False, instances=False)
+    again = Journal(folder / "unfinished_pictures")
+    found = run_evaluation(source.answers, corpus, extreme_images(evaluation, asked), pictured, again)
+    evaluation.overlays |= found.overlays
+    again.discard()
 
 
 def _write(

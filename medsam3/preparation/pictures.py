@@ -4,6 +4,7 @@ their object, are inverted or of another concept; images too dark to see."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,7 @@ def _length(text: str) -> float:
     return _font().getlength(text)
 
 
+@cache
 def _font() -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=12)
     assert isinstance(font, ImageFont.FreeTypeFont)

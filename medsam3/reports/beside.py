@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,10 @@ class Side:
     @property
     def everything(self) -> list[QueryResult]:
         return [*self.cases, *self.foreign]
+
+    @cached_property
+    def by_key(self) -> dict[Key, QueryResult]:
+        return {key_of(case): case for case in self.everything}
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -157,20 +161,15 @@ def _swapped(rows: Rows, i: int) -> dict[str, Any]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def check_truth(cases: Iterable[QueryResult], before: Mapping[Key, QueryResult], baseline: Path) -> None:
+def check_truth(cases: Iterable[QueryResult], other: Side, baseline: Path) -> None:
     """Raises a ValueError if the baseline lacks a query of the data sets' own concepts, or has another truth for it."""
-    own = [case for case in cases if not case.foreign]
+    own, before = [case for case in cases if not case.foreign], other.by_key
     lacking = [case for case in own if key_of(case) not in before or before[key_of(case)].truth_px != case.truth_px]
     if lacking:
         raise ValueError(
             f"baseline={baseline} lacks {len(lacking)} of the {len(own)} queries, or has another truth: "
             f"{listed(' | '.join(key_of(case)) for case in lacking)}. Evaluate both alike"
         )
-
-
-def read_cases(folder: Path) -> dict[Key, QueryResult]:
-    """All rows of a result. ValueError: see `read_results` and `side_of`."""
-    return {key_of(case): case for case in side_of(read_results(folder)).everything}
 
 
 def read_pair(folder: Path, baseline: Path | None = None) -> Pair:
@@ -190,11 +189,10 @@ def read_pair(folder: Path, baseline: Path | None = None) -> Pair:
         words = f"No results.csv lies beside the baseline {named}, so it is not shown; baseline=<folder> names another."
         return Pair(ours, None, {}, [], [words] if named else [])
     other = side_of(read_results(baseline))
-    before = {key_of(case): case for case in other.everything}
-    check_truth(ours.everything, before, baseline)
+    check_truth(ours.everything, other, baseline)
     if fewer := [name for name in ours.metrics if name not in other.metrics]:
         raise ValueError(f"baseline={baseline} has no {', '.join(fewer)}: evaluate it again")
-    return Pair(ours, other, before, differing_keys(_comparable(other, ours), _comparable(ours, ours)), [])
+    return Pair(ours, other, other.by_key, differing_keys(_comparable(other, ours), _comparable(ours, ours)), [])
 
 
 def _comparable(side: Side, ours: Side) -> dict[str, Any]:
